@@ -78,6 +78,20 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class Gap(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """An access that failed in the built jail and should not have: something is missing there.
+
+    `error` is the errno name it failed with; `reason` says why it is no false positive. `round` is the verify
+    round that showed it, counted from 1, 0 where that is not known.
+    """
+
+    path: str
+    operation: str
+    error: str
+    reason: str
+    round: int = 0
+
+
 class Closure(msgspec.Struct, frozen=True, kw_only=True):
     """Every file needed, each with its evidence, and what is needed beside files."""
 

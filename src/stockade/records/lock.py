@@ -26,6 +26,7 @@ class LockEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: str = ""
     target: str = ""
     secret: bool = False
+    capabilities: str = ""    # the file's `security.capability`, hexadecimal
     source: str = ""          # host path, when it was copied and differs from `path`
     package: str = ""
     package_version: str = ""
@@ -60,6 +61,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
     proc: str = "none"        # "none", "pid" (subset=pid), "full"
     syslog: bool = False
+    capabilities: tuple[str, ...] = ()   # what the service may use; the plan grants exactly these
     uids: tuple[int, ...] = ()
     gids: tuple[int, ...] = ()
     false_positives: tuple[tuple[str, int], ...] = ()   # reason, count

@@ -110,6 +110,9 @@ class Limits(_Record, frozen=True, kw_only=True):
     memory: Size | None = None
     processes: Annotated[int, msgspec.Meta(ge=1)] | None = None
     cpus: Annotated[float, msgspec.Meta(gt=0)] | None = None     # 1.5: one and a half CPUs
+    cpu_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] | None = None  # share when CPUs are short; others have 100
+    io_read: Size | None = None       # bytes per second, from the disk that holds the jail
+    io_write: Size | None = None
     open_files: Annotated[int, msgspec.Meta(ge=3)] | None = None
     file_size: Size | None = None
     tmpfs: Size | None = None         # default size of each tmpfs
@@ -122,9 +125,12 @@ class Syscalls(_Record, frozen=True, kw_only=True):
 
 
 class Policy(_Record, frozen=True, kw_only=True):
-    """What is allowed. Capability names are lower case, without `cap_`."""
+    """What is allowed. Capability names are lower case, without `cap_`.
 
-    capabilities: tuple[str, ...] = ()
+    `capabilities = "auto"`: those that the build finds to be needed; the lock holds them.
+    """
+
+    capabilities: tuple[str, ...] | Literal["auto"] = "auto"
     syscalls: Syscalls = Syscalls()
     landlock: bool = True
     devices: tuple[str, ...] = ("null", "zero", "full", "random", "urandom")

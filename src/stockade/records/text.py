@@ -24,3 +24,14 @@ def unescape(text: str) -> str:
     return _ESCAPE.sub(
         lambda match: "\\" if match[1] is None else os.fsdecode(bytes([int(match[1], 16)])), text
     )
+
+
+def portable(value: object) -> object:
+    """`value`, made of dicts, lists and plain values, with every text in it escaped."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, dict):
+        return {portable(key): portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    return value

@@ -1,0 +1,32 @@
+"""The command line. `stockade run NAME -- COMMAND` goes straight to the launcher, all else through the parser.
+
+Nothing is imported here but what is used: a parser costs more than the launch of a jail.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+_LAUNCH_FAILED = "--launch-failed"
+
+
+def main(words: list[str]) -> int:
+    """Carry out the command line `words` (without the program's name) and return the exit status."""
+    if len(words) > 3 and words[0] == "run" and words[2] == "--":
+        from stockade.contain import fast
+
+        # Returns only when it has not started anything: then the parser's `run` says why.
+        start = os.path.join(os.path.dirname(os.path.dirname(__file__)), "__main__.py")
+        fast.run(words[1], words[3:], on_failure=(sys.executable, "-I", start, _LAUNCH_FAILED))
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+    from stockade.cli import application
+
+    if words[:1] == [_LAUNCH_FAILED]:
+        return application.launch_failed(words[1])
+    return application.run(words)

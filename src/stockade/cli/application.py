@@ -1,0 +1,81 @@
+"""Parse the command line, call the verb, and turn what it raises into messages and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stockade.cli import console
+from stockade.cli.parser import build, parse
+from stockade.errors import StockadeError
+
+__all__ = ["launch_failed", "run"]
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def run(words: list[str]) -> int:
+    """Carry out `words` and return the exit status."""
+    verbose = _verbosity(words)
+    try:
+        status = _carry_out(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away. Python flushes standard output once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except StockadeError as error:
+        if verbose > 1:
+            raise
+        console.fail(error)
+        return error.exit_code
+    except OSError as error:
+        if verbose > 1:
+            raise
+        console.fail(StockadeError(_system(error), hint="`-vv` shows where it happened"))
+        return 1
+    except Exception as error:
+        if verbose > 1:
+            raise
+        console.fail(
+            StockadeError(f"a fault of Stockade's own: {type(error).__name__}: {error}", hint="report what `-vv` shows")
+        )
+        return 1
+    return status
+
+
+def launch_failed(line: str) -> int:
+    """Explain the warden's report of a launch step that failed, in the warden's place."""
+    from stockade.contain.failures import wall_error
+
+    error = wall_error(line.removeprefix("failed "))
+    console.fail(error)
+    return error.exit_code
+
+
+def _carry_out(words: list[str]) -> int:
+    parser = build()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parse(parser, words)
+    status = arguments.verb(arguments)
+    return 0 if status is None else int(status)
+
+
+def _verbosity(words: list[str]) -> int:
+    """Count -v before the child's command, before anything can go wrong."""
+    own = words[: words.index("--")] if "--" in words else words
+    return sum(len(word) - 1 for word in own if word.startswith("-v") and set(word[1:]) == {"v"})
+
+
+def _system(error: OSError) -> str:
+    """Put an error of the system into one sentence."""
+    reason = (error.strerror or str(error)).lower()
+    if error.filename is None:
+        return reason
+    return f"{reason}: `{os.fsdecode(error.filename)}`"

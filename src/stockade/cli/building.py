@@ -1,0 +1,82 @@
+"""The verb build: from a spec to a jail that was tried."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stockade.cli import console
+from stockade.cli.parser import Subparsers, add_verb
+from stockade.records.report import BuildReport
+
+__all__ = ["register"]
+
+_SHOWN = 12
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb to the parser."""
+    parser = add_verb(
+        subparsers, "build", build, json=True,
+        help="make a jail: watch the service, copy what it needs, try it inside",
+        description="Run the service and its exercises in a throwaway view of the host, build a root file system from "
+        "what was observed, try the same inside until nothing is missing, and make the result current. A build that "
+        "fails leaves the jail as it was.",
+    )  # fmt: skip
+    parser.add_argument(
+        "spec", metavar="NAME|FILE", help="a spec or recipe by name; a file by a path with `/` or ending in .toml"
+    )
+    parser.add_argument("--no-observe", action="store_true", help="take only what the spec names, with its libraries")
+    parser.add_argument("--no-verify", action="store_true", help="do not try the result")
+    parser.add_argument("--lock", metavar="FILE", help="build exactly what this lock says, from this host's files")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Build, and report how it went."""
+    with console.Progress() as progress:
+        progress.doing(f"reading the spec `{arguments.spec}`")
+        from stockade import specfile
+
+        spec = specfile.read(arguments.spec)
+        from stockade import workflow
+
+        verify = not arguments.no_verify
+        if arguments.lock is not None:
+            from stockade.build.lock import read_lock
+
+            report = workflow.build_from_lock(
+                read_lock(Path(arguments.lock)), spec, verify=verify, progress=progress.doing
+            )
+        else:
+            report = workflow.build(spec, observe=not arguments.no_observe, verify=verify, progress=progress.doing)
+    if arguments.json:
+        console.json_report(report)
+        return
+    _show(report)
+    console.next_command(f"`stockade start {report.name}`; `stockade explain {report.name}` shows what is in it")
+
+
+def _show(report: BuildReport) -> None:
+    for made in report.rounds:
+        console.text(f"round {made.number}: {_added(made.added)}")
+    if report.exercises:
+        passed = sum(exercise.passed for exercise in report.exercises)
+        console.text(f"exercises: {passed} of {len(report.exercises)} passed inside")
+    for advice in report.advice:
+        console.text(f"note: {advice.message} ({advice.path})")
+    for secret in report.new_secrets:
+        console.text(f"new {secret.kind} `{secret.name}`: {secret.value.strip()}")
+        console.text(f"  kept in {secret.kept}")
+    if report.stages:
+        times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stages.items())
+        console.text(f"time: {times}; together {sum(report.stages.values()):.1f} s")
+    console.text(
+        f"{report.name}: generation {report.generation}, {report.files} files with {console.size(report.bytes)}"
+    )
+
+
+def _added(paths: tuple[str, ...]) -> str:
+    if not paths:
+        return "nothing was missing"
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return f"{len(paths)} missing, added: {', '.join(paths[:_SHOWN])}{more}"

@@ -1,0 +1,164 @@
+"""Write for people and for programs: reports to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from stockade.errors import StateError, StockadeError, UsageError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+__all__ = [
+    "Progress",
+    "confirm",
+    "duration",
+    "fail",
+    "json_report",
+    "nearest",
+    "next_command",
+    "note",
+    "rows",
+    "size",
+    "text",
+]
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def text(line: str = "") -> None:
+    """Write one line of a report. Bytes that are no text are shown as `\\xNN`."""
+    print(_printable(line))
+
+
+def note(line: str) -> None:
+    """Write one line beside the report."""
+    print(_printable(line), file=sys.stderr, flush=True)
+
+
+def _printable(line: str) -> str:
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def json_report(report: msgspec.Struct) -> None:
+    """Write a report of `records.report` as JSON."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+
+
+def rows(table: Iterable[Sequence[str]], *, heading: Sequence[str]) -> None:
+    """Write a table with its columns aligned; without a terminal too, so that it can be cut by column."""
+    lines = [list(heading), *map(list, table)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    for line in lines:
+        text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def size(count: int) -> str:
+    """Write a count of bytes with a unit of 1000, three digits at most: `4.1 MB`."""
+    value = float(count)
+    for unit in _UNITS[:-1]:
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} {_UNITS[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span with its two largest units: `3 h 12 min`."""
+    minutes, whole = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (whole, "s")) if count]
+    return " ".join(parts[:2]) or f"{seconds:.1f} s"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ", did you mean `…`?" with the nearest known name, or "" when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean `{near[0]}`?" if near else ""
+
+
+def next_command(line: str) -> None:
+    """Name the command that usually follows."""
+    note(f"next: {line}")
+
+
+def fail(error: StockadeError) -> None:
+    """Write an error and what to do about it."""
+    first, *more = error.message.split("\n")
+    note(f"error: {first}")
+    for line in more:
+        note(f"       {line}")
+    log = getattr(error, "log", "")
+    if log:
+        note("the service's own output, its last lines:")
+        for line in log.splitlines()[-20:]:
+            note(f"  | {line}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+
+
+def confirm(question: str, *, force: bool) -> None:
+    """Ask before something is destroyed. Raises `StateError` for a no, `UsageError` where nobody can be asked."""
+    if force:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{question} needs a yes, and there is no terminal to ask on", hint="add `--force`")
+    sys.stderr.write(f"{question}? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise StateError("nothing was changed", hint="answer `y`, or add `--force`")
+
+
+class Progress:
+    """Say what is being done: one changing line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._rich = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def doing(self, what: str) -> None:
+        """Say that `what` has begun."""
+        if not self._rich:
+            note(f"{what} …")
+        elif self._status is None:
+            # The first line does not wait for rich to be imported.
+            sys.stderr.write(f"{what} …\r")
+            sys.stderr.flush()
+            from rich.console import Console
+
+            self._status = Console(stderr=True, highlight=False).status(_escaped(what))
+            self._status.start()
+        else:
+            self._status.update(_escaped(what))
+
+    def done(self, line: str) -> None:
+        """Write a line that stays."""
+        if self._status is None:
+            note(line)
+        else:
+            self._status.console.print(_escaped(line), soft_wrap=True)
+
+    def pause(self) -> None:
+        """Take the changing line away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def _escaped(line: str) -> Any:
+    from rich.text import Text
+
+    return Text(_printable(line))

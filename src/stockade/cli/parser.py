@@ -1,0 +1,125 @@
+"""The parser: what every verb has in common. The verbs register themselves, one module per family."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from stockade.errors import UsageError
+
+__all__ = ["Subparsers", "Verb", "add_verb", "build", "parse", "verbs"]
+
+Verb = Callable[[argparse.Namespace], int | None]
+Subparsers = Any  # argparse names its type only privately
+
+PROGRAM = "stockade"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of exiting, and suggests."""
+
+    child = ""
+    """How the usage shows the command after `--`."""
+
+    def format_help(self) -> str:
+        """Add the command after `--` to the usage, of which argparse knows nothing."""
+        help_text = super().format_help()
+        usage, _, rest = help_text.partition("\n\n")
+        return f"{usage} {self.child}\n\n{rest}" if self.child else help_text
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` with the nearest option for an unknown one."""
+        hint = f"`{self.prog} --help` shows what it takes"
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            message = f"`{self.prog}` does not take `{word}`"
+            near = difflib.get_close_matches(word, self.options(), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else hint
+        raise UsageError(message, hint=hint)
+
+    def options(self) -> list[str]:
+        """Return every long option."""
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+
+def build() -> Parser:
+    """Return the parser with every verb."""
+    from stockade.cli import building, drafts, explaining, hosts, jails, running
+
+    parser = Parser(
+        prog=PROGRAM,
+        description="Puts walls around a service: watches it work, builds the smallest root file system in which it "
+        "still works, locks that down and runs it.",
+        epilog="`stockade VERB --help` explains a verb. Start with `stockade recipes` or `stockade new`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice shows tracebacks")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
+    for family in (drafts, building, jails, running, explaining, hosts):
+        family.register(subparsers)
+    return parser
+
+
+def add_verb(
+    subparsers: Subparsers, name: str, verb: Verb, *, help: str, description: str = "", json: bool = False,
+    command: str | None = None,
+) -> Parser:  # fmt: skip
+    """Add one verb and return its parser. `json` gives it `--json`; `command` names what follows `--`."""
+    parser: Parser = subparsers.add_parser(
+        name, help=help, description=description or f"{help[:1].upper()}{help[1:]}.", allow_abbrev=False
+    )
+    parser.set_defaults(verb=verb, parser=parser, command=[])
+    parser.add_argument("-v", "--verbose", action="count", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    if json:
+        parser.add_argument("--json", action="store_true", help="write the report as JSON")
+    parser.child = command or ""
+    return parser
+
+
+def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse `words`; what follows the first `--` becomes `command`, untouched."""
+    own, child = list(words), None
+    if "--" in own:
+        place = own.index("--")
+        own, child = own[:place], own[place + 1 :]
+    known = verbs(parser)
+    first = next((word for word in own if not word.startswith("-")), None)
+    if first is not None and first not in known:
+        near = difflib.get_close_matches(first, known, n=1)
+        raise UsageError(
+            f"unknown verb `{first}`" + (f", did you mean `{near[0]}`?" if near else ""),
+            hint=f"`{PROGRAM} --help` lists the verbs",
+        )
+    if first is None and "--version" in own:
+        return argparse.Namespace(verb=_version)
+    arguments, rest = parser.parse_known_args(own)
+    speaking: Parser = getattr(arguments, "parser", parser)
+    if rest:
+        speaking.error(f"unrecognized arguments: {' '.join(rest)}")
+    if first is None:
+        speaking.error("no verb is given")
+    if child is not None:
+        if not speaking.child:
+            speaking.error(f"`{speaking.prog}` takes no command after `--`")
+        arguments.command = child
+    return arguments
+
+
+def verbs(parser: Parser) -> dict[str, Parser]:
+    """Return the parser of each verb."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _version(_: argparse.Namespace) -> None:
+    from importlib.metadata import version
+
+    from stockade.cli import console
+
+    console.text(f"{PROGRAM} {version('stockade')}")

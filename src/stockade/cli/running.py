@@ -1,0 +1,259 @@
+"""The verbs about running jails: run, start, stop, ps, logs, exec, shell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stockade import contain
+from stockade.cli import console, jails, names
+from stockade.cli.parser import Parser, Subparsers, add_verb
+from stockade.contain.starting import log_path
+from stockade.errors import NotFoundError, StateError, StockadeError, UsageError
+from stockade.records.report import PsReport
+from stockade.records.text import unescape
+
+__all__ = ["register"]
+
+OWN_FAILURE = 125  # as env(1), timeout(1) and chroot(1) report that they themselves failed
+_SHELLS = ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh")
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FOLLOW_SECONDS = 0.2
+_SETTLE_SECONDS = 0.3
+_TAIL_BYTES = 4096
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verbs to the parser."""
+    parser = add_verb(
+        subparsers, "run", run, command="[-- COMMAND ...]",
+        help="run a jail in the foreground",
+        description="Run the jail's service, or COMMAND instead, in the foreground. The exit status is the command's, "
+        "128 + n after signal n; 125 if the jail could not be started, 126 if the command cannot be executed, 127 if "
+        "it is not in the jail.",
+    )  # fmt: skip
+    _add_command_options(parser)
+    parser.add_argument("--ephemeral", action="store_true", help="what is written to volumes vanishes")
+
+    parser = add_verb(subparsers, "start", start, help="start a jail in the background")
+    parser.add_argument("name", metavar="NAME", help="name of the jail")
+
+    parser = add_verb(subparsers, "stop", stop, help="end running jails")
+    parser.add_argument("name", metavar="NAME", nargs="+", help="name of the jail")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, help="kill what still runs then (default: the spec's)"
+    )
+
+    add_verb(subparsers, "ps", ps, json=True, help="list the jails that run")
+
+    parser = add_verb(subparsers, "logs", logs, help="print what a started jail has written")
+    parser.add_argument("name", metavar="NAME", help="name of the jail")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on as more is written, until it ends")
+    parser.add_argument("--older", action="store_true", help="begin with the logs that were put aside")
+
+    parser = add_verb(
+        subparsers, "exec", execute, command="-- COMMAND ...",
+        help="run a command in a running jail, behind the same walls",
+        description="Run COMMAND in the running jail, behind the same walls. The status is as with `stockade run`.",
+    )  # fmt: skip
+    _add_command_options(parser)
+
+    parser = add_verb(subparsers, "shell", shell, help="run a shell in a running jail that has one")
+    _add_command_options(parser)
+
+
+def _add_command_options(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the jail")
+    parser.add_argument("--user", metavar="USER", help="an account of the jail (default: the service's)")
+    parser.add_argument("--directory", metavar="DIRECTORY", help="working directory in the jail")
+    parser.add_argument(
+        "--env", metavar="NAME=VALUE", action="append", default=[], help="a variable more; may be given more than once"
+    )
+    parser.add_argument("--no-terminal", action="store_true", help="no terminal of the jail's own, even on a terminal")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run in the foreground and pass the status on."""
+    environment = _environment(arguments.env)
+    with _own_failure():
+        names.built(arguments.name)
+        return _wait(
+            contain.launch(
+                arguments.name,
+                argv=arguments.command or None,
+                environment=environment,
+                user=arguments.user,
+                terminal=_terminal(arguments),
+                directory=arguments.directory,
+                ephemeral=arguments.ephemeral,
+            )
+        )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run a command in a running jail and pass its status on."""
+    if not arguments.command:
+        raise UsageError(
+            "`stockade exec` needs a command", hint=f"put it after `--`: `stockade exec {arguments.name} -- ls /`"
+        )
+    return _enter(arguments, arguments.command)
+
+
+def shell(arguments: argparse.Namespace) -> int:
+    """Run the first shell that the jail has."""
+    entries = {unescape(entry.path) for entry in names.built(arguments.name).lock.entries if entry.type != "directory"}
+    found = [path for path in _SHELLS if path in entries]
+    if not found:
+        raise NotFoundError(
+            f"there is no shell in jail `{arguments.name}`",
+            hint='`programs = ["sh"]` in `[files]` of its spec takes one in; audit will report it',
+        )
+    return _enter(arguments, [found[0]])
+
+
+def _enter(arguments: argparse.Namespace, command: list[str]) -> int:
+    environment = _environment(arguments.env)
+    with _own_failure():
+        names.existing(arguments.name)
+        return _wait(
+            contain.enter(
+                arguments.name,
+                command,
+                environment=environment,
+                user=arguments.user,
+                terminal=_terminal(arguments),
+                directory=arguments.directory,
+            )
+        )
+
+
+@contextmanager
+def _own_failure() -> Iterator[None]:
+    """Errors of ours must not look like the command's statuses: they end with 125 (or 126, 127 for the exec)."""
+    try:
+        yield
+    except StockadeError as error:
+        if error.exit_code < OWN_FAILURE:
+            error.exit_code = OWN_FAILURE
+        raise
+
+
+def _environment(given: list[str]) -> dict[str, str]:
+    for variable in given:
+        if not variable.partition("=")[0] or "=" not in variable:
+            raise UsageError(f"`--env {variable}` is no variable", hint="write `--env NAME=VALUE`")
+    return dict(variable.split("=", 1) for variable in given)
+
+
+def _terminal(arguments: argparse.Namespace) -> bool:
+    return not arguments.no_terminal and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _wait(jail: contain.Running) -> int:
+    """Pass signals on to the jail until it ends, and return its status."""
+
+    def forward(number: int, _: object) -> None:
+        os.kill(jail.init_pid or jail.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        return jail.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        jail.close()
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Start in the background; a service that ends at once is an error, with the end of its log."""
+    name = arguments.name
+    names.built(name)
+    jail = contain.launch(name, detach=True)
+    time.sleep(_SETTLE_SECONDS)
+    try:
+        contain.find(name)
+    except NotFoundError as error:
+        raise StateError(
+            f"jail `{name}` ended right after its start{_last_words(name)}",
+            hint=f"`stockade logs {name}` shows all of it",
+        ) from error
+    console.text(f"{name}: running, pid {jail.init_pid}")
+    console.next_command(f"`stockade logs {name}`, `stockade ps`, `stockade stop {name}`")
+
+
+def _last_words(name: str) -> str:
+    try:
+        tail = b"".join(contain.logs(name))[-_TAIL_BYTES:].decode("utf-8", "surrogateescape").splitlines()[-5:]
+    except NotFoundError:
+        return ""
+    return "".join(f"\n| {line}" for line in tail)
+
+
+def stop(arguments: argparse.Namespace) -> None:
+    """End jails, each by its signal and then by force."""
+    if arguments.timeout is not None and arguments.timeout < 0:
+        raise UsageError("`--timeout` cannot be negative", hint="0 kills at once")
+    for name in arguments.name:
+        names.existing(name.partition("@")[0])
+        status = contain.stop(name, timeout_s=arguments.timeout)
+        console.note(f"{name}: stopped{'' if status is None else f', status {status}'}")
+
+
+def ps(arguments: argparse.Namespace) -> None:
+    """List what runs."""
+    found = tuple(jails.process(jail) for jail in contain.running())
+    if arguments.json:
+        console.json_report(PsReport(jails=found))
+        return
+    console.rows(
+        (
+            (
+                jail.instance, str(jail.pid), str(jail.generation or "-"), str(jail.processes),
+                console.duration(jail.uptime_s),
+            )
+            for jail in found
+        ),
+        heading=("NAME", "PID", "GENERATION", "PROCESSES", "UP"),
+    )  # fmt: skip
+
+
+def logs(arguments: argparse.Namespace) -> None:
+    """Write the log as it is, byte for byte."""
+    name = arguments.name
+    names.existing(name)
+    for piece in contain.logs(name, older=arguments.older):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.flush()
+    if arguments.follow:
+        _follow(name)
+
+
+def _follow(name: str) -> None:
+    """Write what is added to the log until the jail has ended; a log that was rotated is read from its beginning."""
+    path = log_path(name)
+    place = path.stat()
+    while True:
+        alive = _runs(name)
+        now = path.stat()
+        begin = place.st_size if now.st_ino == place.st_ino and now.st_size >= place.st_size else 0
+        with open(path, "rb") as file:
+            file.seek(begin)
+            sys.stdout.buffer.write(file.read())
+            sys.stdout.flush()
+            place = os.fstat(file.fileno())
+        if not alive:
+            return
+        time.sleep(_FOLLOW_SECONDS)
+
+
+def _runs(name: str) -> bool:
+    try:
+        contain.find(name)
+    except NotFoundError:
+        return False
+    return True

@@ -1,0 +1,61 @@
+"""Put walls around a service: compile the launch plan, start the warden, keep track of what runs."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False  # as typing's, which costs more to import than the whole of `fast`
+
+if TYPE_CHECKING:
+    from stockade.records.launch import IdRange, LaunchPlan
+
+    from .compile import compile_plan
+    from .encoding import encode
+    from .entering import enter
+    from .ids import allocate, for_jail, of_caller
+    from .installing import install
+    from .jail import Running
+    from .registry import RunningJail, find, logs, running, stop
+    from .starting import launch, launch_generation
+    from .wording import describe
+
+__all__ = [
+    "IdRange", "LaunchPlan", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode", "enter",
+    "find", "for_jail", "install", "launch", "launch_generation", "logs", "of_caller", "running", "stop", "warden_path",
+]  # fmt: skip
+
+# Imported at first use: the path of `stockade run` goes through this package and needs one module of it.
+_HOMES = {
+    "IdRange": "stockade.records.launch",
+    "LaunchPlan": "stockade.records.launch",
+    "Running": "stockade.contain.jail",
+    "RunningJail": "stockade.contain.registry",
+    "allocate": "stockade.contain.ids",
+    "compile_plan": "stockade.contain.compile",
+    "describe": "stockade.contain.wording",
+    "encode": "stockade.contain.encoding",
+    "enter": "stockade.contain.entering",
+    "find": "stockade.contain.registry",
+    "for_jail": "stockade.contain.ids",
+    "install": "stockade.contain.installing",
+    "launch": "stockade.contain.starting",
+    "launch_generation": "stockade.contain.starting",
+    "logs": "stockade.contain.registry",
+    "of_caller": "stockade.contain.ids",
+    "running": "stockade.contain.registry",
+    "stop": "stockade.contain.registry",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)
+
+
+def warden_path() -> str:
+    """The warden's file: part of the package, compiled when the package was built."""
+    return f"{os.path.dirname(os.path.dirname(__file__))}/_warden/warden"

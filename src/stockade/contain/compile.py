@@ -1,0 +1,257 @@
+"""From a spec and a lock to the launch plan. Starts nothing; reads only the jail's own passwd and group files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stockade.errors import SpecError
+from stockade.kernel import capabilities, landlock, seccomp
+from stockade.kernel.rlimits import rlimits
+from stockade.records.launch import (
+    Bind,
+    Filesystem,
+    IdRange,
+    LaunchPlan,
+    LogSocket,
+    MakeDirectory,
+    MakeFile,
+    MakeSymlink,
+    MountStep,
+    ReadOnly,
+)
+from stockade.records.lock import Lock, LockDirectory
+from stockade.records.policy import CgroupPlan, LandlockPlan, ResourceLimit, size_bytes
+from stockade.records.spec import Spec
+from stockade.records.text import unescape
+
+from .identity import Account, account
+
+__all__ = ["compile_plan"]
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_TMPFS_BYTES = 256 << 20
+_TMPFS_INODES = 65536
+_TTY_GID = 5
+
+# What a full /proc shows beyond processes: hidden by an empty directory, hidden by /dev/null, or read-only. The
+# lists are those of the OCI runtimes (opencontainers/runtime-spec, config-linux, "maskedPaths" and "readonlyPaths").
+_PROC_EMPTY = ("acpi", "asound", "scsi", "driver")
+_PROC_NULL = ("kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "kmsg", "kallsyms",
+              "config.gz", "cmdline", "interrupts", "kpagecount", "kpageflags", "kpagecgroup")  # fmt: skip
+_PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+_DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
+_MADE_DEVICES = frozenset({"ptmx", "pts", "shm", "fd", "stdin", "stdout", "stderr", "mqueue", "log", "console"})
+
+
+def compile_plan(
+    spec: Spec, lock: Lock, *, generation: Path, volumes: Path, ids: IdRange, cgroup: CgroupPlan | None = None,
+    allow_ptrace: bool = False,
+) -> LaunchPlan:  # fmt: skip
+    """The plan for the jail in `generation`, whose volumes lie in `volumes` and whose ids are `ids`.
+
+    `cgroup` holds the limits that control groups keep. `allow_ptrace` is for a service that is a tracer itself.
+    SpecError where the spec asks for what walls cannot give.
+    """
+    service = spec.service
+    who = account(generation / "rootfs", service.user, service.group, service.groups)
+    granted = lock.capabilities if spec.policy.capabilities == "auto" else spec.policy.capabilities
+    if spec.walls == ("chroot",):
+        return _chroot(spec, who, ids, cgroup)
+    _refuse_impossible(spec, who, ids)
+    single = ids.kind == "single"
+    mounts = tuple(_owned_by(who, step) if single else step for step in _mounts(spec, lock, volumes, ids))
+    return LaunchPlan(
+        name=spec.name,
+        hostname=spec.hostname or spec.name,
+        namespaces=_namespaces(spec),
+        ids=ids,
+        inside_uid=who.uid if single else 0,
+        inside_gid=who.gid if single else 0,
+        mounts=mounts,
+        sysctls=_sysctls(spec),
+        loopback=spec.network.mode != "host",
+        limits=_limits(spec, cgroup),
+        cgroup=cgroup,
+        argv=service.command,
+        environment=_environment(spec, who),
+        directory=service.directory,
+        umask=int(service.umask, 8),
+        uid=who.uid,
+        gid=who.gid,
+        groups=() if single else who.groups,
+        capabilities=capabilities.mask(granted),
+        forks=service.forks,
+        landlock=_landlock(lock, mounts) if spec.policy.landlock else None,
+        seccomp=_seccomp(spec, lock, granted, allow_ptrace=allow_ptrace),
+    )
+
+
+def _chroot(spec: Spec, who: Account, ids: IdRange, cgroup: CgroupPlan | None) -> LaunchPlan:
+    """The plain chroot: change the root, give groups, gid and uid up; nothing else is new."""
+    if who.uid == 0:
+        raise SpecError(
+            '`walls = ["chroot"]` gives root up, and the service is to run as root',
+            hint='name another user in `service.user`, or use `walls = ["jail"]`',
+        )
+    return LaunchPlan(
+        name=spec.name, hostname=spec.name, chroot=True, ids=ids, limits=_limits(spec, cgroup), cgroup=cgroup,
+        argv=spec.service.command, environment=_environment(spec, who), directory=spec.service.directory,
+        umask=int(spec.service.umask, 8),
+        uid=who.uid, gid=who.gid, groups=who.groups, forks=spec.service.forks,
+    )  # fmt: skip
+
+
+def _refuse_impossible(spec: Spec, who: Account, ids: IdRange) -> None:
+    if ids.kind == "single" and who.uid == 0:
+        raise SpecError(
+            "the service is to run as root, and the caller has no range of ids: root of the jail would be the caller",
+            hint="name another user in `service.user`, or get a range: `stockade doctor` has the command",
+        )
+    for kind, number in (("uid", who.uid), ("gid", who.gid)):
+        if ids.kind != "single" and number >= ids.count:
+            raise SpecError(
+                f"the service's {kind} {number} is not below the jail's {ids.count} ids",
+                hint="give the account a lower number in `accounts`",
+            )
+
+
+def _namespaces(spec: Spec) -> tuple[str, ...]:
+    names = ("user", "mount", "pid", "ipc", "uts", "cgroup")
+    return names if spec.network.mode == "host" else (*names, "net")
+
+
+def _sysctls(spec: Spec) -> tuple[tuple[str, str], ...]:
+    inner = (("/proc/sys/user/max_user_namespaces", "0"),)
+    if spec.network.mode == "host":
+        return inner
+    # In a network of its own every port is the service's.
+    return (*inner, ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"))
+
+
+def _limits(spec: Spec, cgroup: CgroupPlan | None) -> tuple[ResourceLimit, ...]:
+    """A number of processes that no control group limits is left to RLIMIT_NPROC."""
+    elsewhere = cgroup is not None and not any(missing.limit == "processes" for missing in cgroup.not_limited)
+    return rlimits(spec.limits, processes=not elsewhere)
+
+
+def _environment(spec: Spec, who: Account) -> tuple[tuple[str, str], ...]:
+    variables = {"PATH": PATH, "HOME": who.home, "USER": who.name, "LOGNAME": who.name, "SHELL": who.shell}
+    return tuple(sorted((variables | spec.service.environment).items()))
+
+
+def _seccomp(spec: Spec, lock: Lock, granted: tuple[str, ...], *, allow_ptrace: bool) -> tuple[bytes, ...]:
+    calls = spec.policy.syscalls
+    program = seccomp.compile_filter(
+        calls.preset, calls.add, calls.remove, architecture=lock.architecture, chroot="sys_chroot" in granted,
+        allow_ptrace=allow_ptrace,
+    )  # fmt: skip
+    return (program,) if program else ()
+
+
+def _landlock(lock: Lock, mounts: tuple[MountStep, ...]) -> LandlockPlan | None:
+    """Everything may be read and executed as the mounts let it; written only where something writable is mounted."""
+    directories = {unescape(entry.path) for entry in lock.entries if entry.type == "directory"}
+    grants = [landlock.Grant(path="/", access=("read", "execute")), landlock.Grant(path="/dev", access=("device",))]
+    for step in mounts:
+        match step:
+            case Filesystem(type="tmpfs" | "mqueue", writable=True) if step.target != "/dev":
+                grants.append(landlock.Grant(path=step.target, access=("write",)))
+            case Filesystem(type="proc"):
+                grants.append(landlock.Grant(path=step.target, access=("write",)))
+            case Bind(writable=True, device=False):
+                is_directory = step.volume or step.target in directories
+                grants.append(landlock.Grant(path=step.target, access=("write",), directory=is_directory))
+            case _:
+                pass
+    return landlock.ruleset(landlock.abi(), grants)
+
+
+def _owned_by(who: Account, step: MountStep) -> MountStep:
+    """With one id everything that is made is the service's: no other id exists in there."""
+    if not isinstance(step, MakeDirectory):
+        return step
+    return MakeDirectory(path=step.path, mode=step.mode, uid=who.uid, gid=who.gid)
+
+
+def _mounts(spec: Spec, lock: Lock, volumes: Path, ids: IdRange) -> Iterator[MountStep]:
+    directories = sorted(lock.directories, key=lambda found: unescape(found.path))
+    yield from _directories(spec, directories, volumes)
+    for mount in spec.mounts:
+        yield Bind(source=mount.source, target=mount.target, writable=mount.writable, submounts=True)
+    yield from _proc(lock)
+    yield from _dev(spec, lock, ids)
+
+
+def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path) -> Iterator[MountStep]:
+    """Outer before inner: a tmpfs where nothing above is one already, else a directory on it."""
+    tops: list[str] = []
+    for found in directories:
+        path = unescape(found.path)
+        within = any(path.startswith(f"{top}/") for top in tops)
+        if within:
+            yield from _above(path, tops)
+            yield MakeDirectory(path=path, mode=found.mode, uid=found.uid, gid=found.gid)
+        if found.volume:
+            yield Bind(source=f"{volumes}/{found.volume}", target=path, writable=True, own=True, volume=True)
+        elif not within:
+            tops.append(path)
+            yield Filesystem(type="tmpfs", target=path, options=_tmpfs_options(spec, path), executable=True)
+            yield MakeDirectory(path=path, mode=found.mode, uid=found.uid, gid=found.gid)
+
+
+def _above(path: str, tops: list[str]) -> Iterator[MountStep]:
+    """Directories between the tmpfs and `path` that the lock does not list: root's, as mkdir -p makes them."""
+    top = max((top for top in tops if path.startswith(f"{top}/")), key=len)
+    parts = path[len(top) + 1 :].split("/")[:-1]
+    for count in range(1, len(parts) + 1):
+        yield MakeDirectory(path="/".join([top, *parts[:count]]), mode=0o755)
+
+
+def _tmpfs_options(spec: Spec, path: str) -> tuple[str, ...]:
+    directory = spec.directories.get(path)
+    limit = directory.size if directory is not None and directory.size else spec.limits.tmpfs
+    inodes = directory.inodes if directory is not None and directory.inodes else _TMPFS_INODES
+    return (f"size={size_bytes(limit) if limit else _TMPFS_BYTES}", f"nr_inodes={inodes}", "mode=0755")
+
+
+def _proc(lock: Lock) -> Iterator[MountStep]:
+    if lock.proc == "none":
+        return
+    if lock.proc == "pid":
+        yield Filesystem(type="proc", target="/proc", options=("subset=pid",))
+        return
+    yield Filesystem(type="proc", target="/proc")
+    for name in _PROC_READ_ONLY:
+        yield ReadOnly(path=f"/proc/{name}", optional=True)
+    for name in _PROC_NULL:
+        yield Bind(source="/dev/null", target=f"/proc/{name}", device=True, optional=True, writable=True)
+    for name in _PROC_EMPTY:
+        yield Filesystem(type="tmpfs", target=f"/proc/{name}", options=("nr_inodes=1",), writable=False, optional=True)
+
+
+def _dev(spec: Spec, lock: Lock, ids: IdRange) -> Iterator[MountStep]:
+    """A /dev of the jail's own; read-only once it is filled."""
+    yield Filesystem(type="tmpfs", target="/dev", options=("size=64k", "nr_inodes=128", "mode=0755"))
+    wanted = dict.fromkeys((*spec.policy.devices, *lock.devices, "tty"))
+    for name in wanted:
+        if name.partition("/")[0] not in _MADE_DEVICES:
+            yield from _above(f"/dev/{name}", ["/dev"])
+            yield MakeFile(path=f"/dev/{name}")
+            yield Bind(source=f"/dev/{name}", target=f"/dev/{name}", device=True, writable=True)
+    yield MakeDirectory(path="/dev/pts", mode=0o755)
+    group = () if ids.kind == "single" else (f"gid={_TTY_GID}",)
+    yield Filesystem(type="devpts", target="/dev/pts", options=("newinstance", "ptmxmode=0666", "mode=0620", *group))
+    yield MakeSymlink(path="/dev/ptmx", target="pts/ptmx")
+    yield MakeDirectory(path="/dev/shm", mode=0o1777)
+    yield Filesystem(type="tmpfs", target="/dev/shm", options=(*_tmpfs_options(spec, "/dev/shm")[:2], "mode=1777"))
+    if "mqueue" in wanted:
+        yield MakeDirectory(path="/dev/mqueue", mode=0o1777)
+        yield Filesystem(type="mqueue", target="/dev/mqueue")
+    for name, target in _DEVICE_LINKS:
+        yield MakeSymlink(path=f"/dev/{name}", target=target)
+    if lock.syslog if spec.service.syslog is None else spec.service.syslog:
+        yield LogSocket(path="/dev/log")
+    yield ReadOnly(path="/dev")

@@ -1,0 +1,93 @@
+"""Run a command in a running jail, behind the walls that its service has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import runfiles, wire
+from .jail import Running
+from .registry import find
+from .starting import Streams, command_records, start, terminal_record
+
+__all__ = ["enter"]
+
+
+def enter(
+    name: str,
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    user: str | None = None,
+    terminal: bool = False,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    directory: str | None = None,
+    gate: bool = False,
+) -> Running:
+    """Start `argv` in the namespaces of the running jail `name`; arguments and errors as `launch`'s.
+
+    Ids, capabilities, no_new_privs, Landlock, filter and limits are those of the jail's plan.
+    """
+    jail = find(name)
+    target = _member(jail.init_pid, jail.pid)
+    try:
+        fragment = [
+            wire.record(wire.ENTER, target),
+            *command_records(Path(jail.generation), argv, environment, user, directory),
+        ]
+        if terminal:
+            fragment.append(terminal_record())
+        return start(
+            jail.instance, f"{jail.generation}/plan", fragment, streams=Streams(stdin, stdout, stderr),
+            inherit=(target,), gate=gate, detach=False,
+        )  # fmt: skip
+    finally:
+        os.close(target)
+
+
+def _member(init: int, service: int) -> int:
+    """A pidfd of a process whose namespaces the caller may join.
+
+    Root may join PID 1's. An ordinary user has no rights over it: it is not dumpable and its memory belongs to the
+    host's user namespace; the service and what it started were executed in the jail's own.
+    """
+    members = [init] if os.geteuid() == 0 else [service, *_descendants(init)]
+    for pid in members:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        if _inside(pid, init):
+            return descriptor
+        os.close(descriptor)
+    raise runfiles.not_running(str(init))
+
+
+def _inside(pid: int, init: int) -> bool:
+    """Whether `pid`, which a pidfd holds, is the jail's PID 1 or a descendant of it (so no recycled number)."""
+    while pid > 1:
+        if pid == init:
+            return True
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return False
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children of `pid` and theirs, nearest first."""
+    found: list[int] = []
+    for parent in [pid]:
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found += [int(child) for child in children]
+    for child in list(found):
+        found += _descendants(child)
+    return found

@@ -1,0 +1,50 @@
+"""What a failed launch step means and what to do about it: `failures.toml` says. Launches nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from stockade.errors import WallError
+
+__all__ = ["wall_error"]
+
+_STATUS = {errno.ENOENT: 127, errno.ENOTDIR: 127}
+
+
+class _Cause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row of the table: names of errnos (none: all), why it failed ("": as the errno says), what to do."""
+
+    step: str
+    errnos: tuple[str, ...] = ()
+    why: str = ""
+    hint: str
+
+
+def _causes() -> tuple[_Cause, ...]:
+    text = Path(__file__).with_name("failures.toml").read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(text)["cause"], tuple[_Cause, ...])
+
+
+def wall_error(line: str) -> WallError:
+    """The error for the warden's `failed` line: "ERRNO STEP: OBJECT".
+
+    `exit_code` is 125, or for an exec that failed 127 (not found) or 126.
+    """
+    number_text, _, rest = line.partition(" ")
+    step, _, target = rest.partition(": ")
+    number = int(number_text) if number_text.isdecimal() else 0
+    name = errno.errorcode.get(number, str(number))
+    cause = next((row for row in _causes() if row.step == step and (not row.errnos or name in row.errnos)), None)
+    why = cause.why if cause is not None and cause.why else os.strerror(number).lower()
+    hint = cause.hint if cause is not None else None
+    if step == "exec":
+        error = WallError(f"cannot execute `{target}`: {why}", hint=hint)
+        error.exit_code = _STATUS.get(number, 126)
+        return error
+    named = f" on `{target}`" if target else ""
+    return WallError(f"launch step `{step}` failed{named} ({name}): {why}", hint=hint)

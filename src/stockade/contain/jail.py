@@ -1,0 +1,201 @@
+"""A jail that this process started: wait for it, let it through its gate, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal as signals
+import time
+from io import FileIO
+from types import TracebackType
+
+from stockade.errors import StateError, WallError
+
+from . import runfiles
+from .failures import wall_error
+
+__all__ = ["Running"]
+
+_LAUNCH_SECONDS = 60.0
+_END_SECONDS = 10.0
+_GRACE_SECONDS = 10.0
+
+#: What PID 1 passes on to the service; other signals go to the service itself.
+FORWARDED = frozenset({
+    signals.SIGHUP, signals.SIGINT, signals.SIGQUIT, signals.SIGTERM, signals.SIGUSR1, signals.SIGUSR2, signals.SIGALRM,
+    signals.SIGCONT, signals.SIGWINCH,
+})  # fmt: skip
+
+
+class Running:
+    """A launched jail, or a command that entered one.
+
+    `pid` is the service's process, `init_pid` the jail's PID 1, `supervisor_pid` the warden outside, all as this
+    process sees them. `stdin`, `stdout`, `stderr` are this end of what was given as `subprocess.PIPE`, else None. As a
+    context manager it leaves nothing behind: the jail has ended when the block does.
+    """
+
+    def __init__(
+        self, instance: str, warden: int, *, status: int, leash: int | None, gate: int | None, detached: bool,
+        pipes: tuple[FileIO | None, FileIO | None, FileIO | None],
+    ) -> None:  # fmt: skip
+        self.instance = instance
+        self.name = instance.partition("@")[0]
+        self.stdin, self.stdout, self.stderr = pipes
+        self._state = runfiles.State()
+        self._warden: int | None = warden
+        self._status = status
+        self._leash = leash
+        self._gate = gate
+        self._detached = detached
+        self._text = b""
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"Running({self.instance!r}, pid={self.pid})"
+
+    @property
+    def pid(self) -> int:
+        """The service's process; 0 before it exists."""
+        return self._state.service[0] if self._state.service else 0
+
+    @property
+    def init_pid(self) -> int:
+        """The jail's PID 1; 0 before it exists."""
+        return self._state.init[0] if self._state.init else 0
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The warden outside of the jail."""
+        return self._state.supervisor[0] if self._state.supervisor else 0
+
+    def started(self) -> None:
+        """Wait until the service is executed, or waits at its gate. WallError when a launch step failed."""
+        deadline = time.monotonic() + _LAUNCH_SECONDS
+        try:
+            while True:
+                line = self._line(deadline)
+                if line is None:
+                    raise WallError("the warden ended before the service was started", hint="see its standard error")
+                if line == "gated" or line == "exec ok":
+                    break
+        except BaseException:
+            self.close()
+            raise
+        if self._detached:
+            self._reap()  # the warden's first process leaves at once
+
+    def release(self) -> None:
+        """Open the gate: the service is executed. StateError without a gate. WallError when the exec fails."""
+        if self._gate is None:
+            raise StateError(f"jail `{self.instance}` has no closed gate", hint="launch it with `gate=True`")
+        os.write(self._gate, b"\n")
+        os.close(self._gate)
+        self._gate = None
+        self.started()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """The service's exit status, 128 + n when signal n ended it. TimeoutError after `timeout_s` seconds.
+
+        WallError when the jail's supervisor was killed, so that nobody knows the status.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ended:
+            if self._line(deadline) is None:
+                self._ended = True
+                self._reap()
+        self._reap()
+        if self._state.status is None:
+            raise WallError(
+                f"the supervisor of jail `{self.instance}` was killed: the exit status is lost",
+                hint="`stockade ps` shows whether the jail still runs",
+            )
+        return self._state.status
+
+    def stop(self, *, signal: int = signals.SIGTERM, timeout_s: float = _GRACE_SECONDS) -> int | None:
+        """Send `signal` to the service; what still runs after `timeout_s` seconds is killed. The status, if known."""
+        if not self._ended:
+            self._send(signal)
+            try:
+                self.wait(timeout_s)
+            except TimeoutError:
+                self.kill()
+            except WallError:
+                self.kill()
+        return self._state.status
+
+    def kill(self) -> None:
+        """End the jail at once: with PID 1 the kernel ends every process in it."""
+        for process in (self._state.init or self._state.service, self._state.supervisor if not self._ended else None):
+            if process is self._state.supervisor and process is not None:
+                with contextlib.suppress(TimeoutError, WallError):
+                    self.wait(_END_SECONDS)
+            if runfiles.is_alive(process) and process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process[0], signals.SIGKILL)
+        with contextlib.suppress(TimeoutError, WallError):
+            self.wait(_END_SECONDS)
+
+    def close(self) -> None:
+        """End what still runs, unless it was detached, and close every descriptor."""
+        if not self._detached and not self._ended:
+            self.kill()
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                file.close()
+        for descriptor in (self._status, self._gate, self._leash):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self._status, self._gate, self._leash = -1, None, None
+        self._ended = True
+        self._reap()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._detached and not self._ended:
+            self.stop()
+        self.close()
+
+    def _send(self, number: int) -> None:
+        init = self._state.init
+        target = init if number in FORWARDED and init is not None else self._state.service
+        if target is not None and runfiles.is_alive(target):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target[0], number)
+
+    def _line(self, deadline: float | None) -> str | None:
+        """The next report line, taken into the state; None when the warden has closed its end."""
+        while b"\n" not in self._text:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._status < 0:
+                return None
+            if not select.select([self._status], [], [], left)[0]:
+                raise TimeoutError(f"jail `{self.instance}` still runs")
+            data = os.read(self._status, 65536)
+            if not data:
+                return None
+            self._text += data
+        first, _, self._text = self._text.partition(b"\n")
+        line = os.fsdecode(first)
+        self._take(line)
+        return line
+
+    def _take(self, line: str) -> None:
+        new = runfiles.parse(line)
+        for word in ("supervisor", "init", "service", "status"):
+            if getattr(new, word) is not None:
+                setattr(self._state, word, getattr(new, word))
+        if new.failed:
+            self._ended = True
+            raise wall_error(new.failed)
+
+    def _reap(self) -> None:
+        if self._warden is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._warden, 0)
+            self._warden = None

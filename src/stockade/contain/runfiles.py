@@ -1,0 +1,178 @@
+"""RUN/INSTANCE/state: who runs, by pid and start time, under a lock that the supervisor holds as long as it lives.
+
+An instance is a jail's name, or NAME@PID for one of several commands run beside it. The file is lines of a
+word and its value: the header written here, then what the warden reports.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+
+from stockade import places
+from stockade.errors import NotFoundError, StateError, UsageError
+
+__all__ = ["State", "claim", "directory", "is_alive", "parse", "read", "start_time"]
+
+_INSTANCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9]{1,10})?\Z")
+_ATTEMPTS = 20
+
+
+class State:
+    """What a state file says. Process ids come with their start time: (pid, ticks since boot)."""
+
+    def __init__(self) -> None:
+        self.generation = ""
+        self.started = 0.0
+        self.supervisor: tuple[int, int] | None = None
+        self.init: tuple[int, int] | None = None
+        self.service: tuple[int, int] | None = None
+        self.executed = False
+        self.status: int | None = None      # 128 + n for a signal
+        self.failed = ""
+        self.remove: list[str] = []
+
+
+def directory(instance: str) -> Path:
+    """The runtime directory of an instance; UsageError for what is no name (`/`, `..`)."""
+    if not _INSTANCE.match(instance):
+        raise UsageError(
+            f"`{instance}` is no name for a jail",
+            hint="names are lower case letters, digits, `.`, `_` and `-`, and start with a letter or digit",
+        )
+    return places.runtime(instance)
+
+
+def parse(text: str) -> State:
+    """The state in `text`; a line that was cut short is skipped."""
+    state = State()
+    for line in text.splitlines():
+        word, _, value = line.partition(" ")
+        match word:
+            case "generation":
+                state.generation = value
+            case "started":
+                state.started = float(value or 0)
+            case "supervisor" | "init" | "service":
+                pid, _, ticks = value.partition(" ")
+                if pid.isdecimal() and ticks.isdecimal():
+                    setattr(state, word, (int(pid), int(ticks)))
+            case "exec":
+                state.executed = True
+            case "exit" | "signal" if value.isdecimal():
+                state.status = int(value) + (128 if word == "signal" else 0)
+            case "failed":
+                state.failed = value
+            case "remove":
+                state.remove.append(value)
+            case _:
+                pass
+    return state
+
+
+def read(instance: str) -> State | None:
+    """The state of an instance, None when there is none."""
+    try:
+        data = (directory(instance) / "state").read_bytes()
+    except FileNotFoundError:
+        return None
+    return parse(os.fsdecode(data))
+
+
+def start_time(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot (proc(5), field 22 of stat); None when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def is_alive(process: tuple[int, int] | None) -> bool:
+    """Whether that very process lives: a recycled pid has another start time."""
+    return process is not None and start_time(process[0]) == process[1]
+
+
+def private(path: Path) -> None:
+    """Make the directory `path` for the caller alone, or see that it is: /tmp is everybody's."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise StateError(
+            f"`{path}` is not a directory that only the caller can write to", hint="remove it, or set `XDG_RUNTIME_DIR`"
+        )
+
+
+def claim(instance: str) -> int:
+    """A descriptor of the instance's locked, empty state file. The lock goes on in the process that inherits it.
+
+    StateError when the instance runs, or is being started.
+    """
+    place = directory(instance)
+    base = places.run()
+    if str(base.parent).startswith("/tmp/"):
+        private(base.parent)
+    private(base)
+    for _ in range(_ATTEMPTS):
+        place.mkdir(mode=0o700, exist_ok=True)
+        try:
+            descriptor = os.open(place / "state", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # an instance that ended took its directory away
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _already_running(instance) from None
+        if os.fstat(descriptor).st_nlink == 0:
+            os.close(descriptor)
+            continue
+        left = parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0)))
+        if is_alive(left.init):
+            os.close(descriptor)
+            raise _already_running(instance)
+        os.ftruncate(descriptor, 0)
+        return descriptor
+    raise StateError(f"`{place}` comes and goes", hint="something else starts and stops this jail: try again")
+
+
+def _already_running(instance: str) -> StateError:
+    return StateError(
+        f"jail `{instance}` is already running",
+        hint=f"`stockade exec {instance} -- COMMAND` runs a command in it, `stockade stop {instance}` ends it",
+    )
+
+
+def release(instance: str) -> None:
+    """Remove the runtime directory of an instance that has ended; a new owner's is left alone."""
+    place = directory(instance)
+    try:
+        descriptor = os.open(place / "state", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink and not is_alive(parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0))).init):
+            (place / "state").unlink()
+            place.rmdir()
+    except (BlockingIOError, FileNotFoundError):
+        return
+    finally:
+        os.close(descriptor)
+
+
+def instances() -> list[str]:
+    """Names of all instances that have a runtime directory, sorted."""
+    try:
+        names = os.listdir(places.run())
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if _INSTANCE.match(name))
+
+
+def not_running(name: str) -> NotFoundError:
+    return NotFoundError(f"jail `{name}` is not running", hint=f"`stockade start {name}` starts it")

@@ -1,0 +1,275 @@
+"""Start jails from their compiled plans. Reads the plan's generation; chooses nothing that the plan has chosen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from struct import pack
+
+from stockade import places
+from stockade.errors import NotFoundError, StateError
+
+from . import runfiles, wire
+from .identity import account
+from .jail import Running
+from .spawn import spawn
+
+__all__ = ["Streams", "current", "launch", "launch_generation"]
+
+_LOG_BYTES = 8 << 20
+_LOG_KEPT = 3
+_EPHEMERAL_BYTES = 256 << 20
+
+
+def current(name: str) -> Path:
+    """Directory of the jail's current generation; NotFoundError where nothing was built."""
+    runfiles.directory(name)  # refuses what is no name
+    path = Path(os.path.realpath(places.jail(name) / "current"))
+    if not (path / "plan").is_file():
+        raise NotFoundError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
+    return path
+
+
+def launch(
+    name: str,
+    *,
+    argv: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    user: str | None = None,
+    terminal: bool = False,
+    detach: bool = False,
+    gate: bool = False,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    directory: str | None = None,
+    ephemeral: bool = False,
+    sockets: Sequence[int] = (),
+    records: Sequence[bytes] = (),
+) -> Running:
+    """Start the jail `name` from its current generation, and return once its command is executed.
+
+    `argv` (default: the service) with a given one the jail is another instance, NAME@PID, beside the service's.
+    `environment` is added to the plan's; `user` is a name in the jail; `directory` the working directory.
+    `terminal`: a pty of the jail's own, relayed to this process's standard streams. `detach`: in the background,
+    output to the jail's log, until `stop`; else the jail ends with this process. `gate`: stop right before the exec
+    until `Running.release`. `stdin`, `stdout`, `stderr`: descriptors, `subprocess.PIPE` or `subprocess.DEVNULL`;
+    default this process's own. `ephemeral`: what is written to volumes vanishes. `sockets`: listening descriptors,
+    passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)). `records`: further records of the warden's plan, for limits and network.
+
+    NotFoundError when nothing was built, StateError when it already runs, WallError when a launch step failed.
+    """
+    return launch_generation(
+        current(name), name=name, argv=argv, environment=environment, user=user, terminal=terminal, detach=detach,
+        gate=gate, stdin=stdin, stdout=stdout, stderr=stderr, directory=directory, ephemeral=ephemeral, sockets=sockets,
+        records=records,
+    )  # fmt: skip
+
+
+def launch_generation(
+    generation: Path,
+    *,
+    name: str | None = None,
+    argv: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    user: str | None = None,
+    terminal: bool = False,
+    detach: bool = False,
+    gate: bool = False,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    directory: str | None = None,
+    ephemeral: bool = False,
+    sockets: Sequence[int] = (),
+    records: Sequence[bytes] = (),
+    plan: bytes | None = None,
+) -> Running:
+    """`launch` for any generation, current, committed or neither. `name` is the instance (default: the jail's).
+
+    `plan` replaces the generation's own compiled plan.
+    """
+    jail = name or generation.parent.parent.name
+    instance = jail if argv is None or "@" in jail or detach else f"{jail}@{_serial()}"
+    if plan is None and not (generation / "plan").is_file():
+        raise NotFoundError(f"`{generation}` holds no launch plan", hint=f"`stockade build {jail}` makes it")
+    fragment = [
+        wire.text(wire.BASE, os.fspath(generation)),
+        *command_records(generation, argv, environment, user, directory),
+        *records,
+    ]
+    if ephemeral:
+        fragment.append(wire.record(wire.EPHEMERAL, _EPHEMERAL_BYTES))
+    if sockets:
+        fragment += _sockets(sockets)
+    if terminal:
+        fragment.append(terminal_record())
+    state = runfiles.claim(instance)
+    try:
+        os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
+        fragment.append(wire.record(wire.STATE, state))
+        if detach:
+            fragment += [wire.record(wire.DETACH), log_record(jail)]
+            stdin = subprocess.DEVNULL if stdin is None else stdin
+        else:
+            place = runfiles.directory(instance)
+            fragment += [wire.text(wire.REMOVE, os.fspath(path)) for path in (place, place / "state")]
+            fragment.append(wire.record(wire.LIFELINE))
+        return start(
+            instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
+            streams=Streams(stdin, stdout, stderr), inherit=(state, *sockets), gate=gate, detach=detach,
+            wrapper=_wrapper(generation),
+        )  # fmt: skip
+    finally:
+        os.close(state)
+
+
+class Streams:
+    """Standard streams as subprocess takes them, opened for one launch."""
+
+    def __init__(self, *wanted: int | None) -> None:
+        self.given: list[int] = []
+        self.ours: list[FileIO | None] = []
+        self._opened: list[int] = []
+        for number, value in enumerate(wanted):
+            self._add(number, value)
+
+    def _add(self, number: int, value: int | None) -> None:
+        mine = None
+        if value is None:
+            given = number
+        elif value == subprocess.DEVNULL:
+            given = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            self._opened.append(given)
+        elif value == subprocess.STDOUT:
+            given = self.given[1]
+        elif value == subprocess.PIPE:
+            reader, writer = os.pipe()
+            given, kept = (reader, writer) if number == 0 else (writer, reader)
+            mine = FileIO(kept, "w" if number == 0 else "r")
+            self._opened.append(given)
+        else:
+            given = value
+        self.given.append(given)
+        self.ours.append(mine)
+
+    def close(self, *, ours: bool = False) -> None:
+        """Close what the warden has now; with `ours` the other ends as well."""
+        for descriptor in self._opened:
+            os.close(descriptor)
+        self._opened = []
+        for file in self.ours if ours else ():
+            if file is not None:
+                file.close()
+
+
+def start(
+    instance: str, plan: str | bytes, fragment: list[bytes], *, streams: Streams, inherit: tuple[int, ...], gate: bool,
+    detach: bool, wrapper: Sequence[str] = (),
+) -> Running:  # fmt: skip
+    """Start the warden and wait for its first word: executed, gated, or a WallError."""
+    theirs: list[int] = []
+    mine: list[int] = []
+
+    def pipe(op: int, *, reader_is_theirs: bool) -> int:
+        reader, writer = os.pipe()
+        their, my = (reader, writer) if reader_is_theirs else (writer, reader)
+        theirs.append(their)
+        mine.append(my)
+        fragment.append(wire.record(op, their))
+        return my
+
+    try:
+        status = pipe(wire.STATUS, reader_is_theirs=False)
+        leash = None if detach else pipe(wire.LEASH, reader_is_theirs=True)
+        opener = pipe(wire.GATE, reader_is_theirs=True) if gate else None
+        given = (streams.given[0], streams.given[1], streams.given[2])
+        warden = spawn(plan, fragment, streams=given, inherit=(*inherit, *theirs), wrapper=wrapper)
+    except BaseException:
+        streams.close(ours=True)
+        for descriptor in mine:
+            os.close(descriptor)
+        raise
+    finally:
+        streams.close()
+        for descriptor in theirs:
+            os.close(descriptor)
+    jail = Running(
+        instance, warden, status=status, leash=leash, gate=opener, detached=detach,
+        pipes=(streams.ours[0], streams.ours[1], streams.ours[2]),
+    )  # fmt: skip
+    jail.started()
+    return jail
+
+
+def _wrapper(generation: Path) -> tuple[str, ...]:
+    """The command under which this generation has to be launched, () for most."""
+    try:
+        words = (generation / "wrapper").read_bytes()
+    except FileNotFoundError:
+        return ()
+    return tuple(os.fsdecode(word) for word in words.split(b"\0"))
+
+
+def command_records(
+    generation: Path, argv: Sequence[str] | None, environment: Mapping[str, str] | None, user: str | None,
+    directory: str | None,
+) -> list[bytes]:  # fmt: skip
+    """Records for what differs from the service: see `launch`."""
+    records: list[bytes] = []
+    if argv is not None:
+        if not argv:
+            raise StateError("no command was given", hint="name one after `--`")
+        records.append(wire.text(wire.ARGV, *argv))
+    if user is not None:
+        who = account(generation / "rootfs", user)
+        records.append(wire.record(wire.IDS, who.uid, who.gid))
+        records.append(wire.record(wire.GROUPS, payload=pack(f"={len(who.groups)}I", *who.groups)))
+        records += [
+            wire.text(wire.ENV, f"{key}={value}")
+            for key, value in (("HOME", who.home), ("USER", who.name), ("LOGNAME", who.name), ("SHELL", who.shell))
+        ]
+    records += [wire.text(wire.ENV, f"{key}={value}") for key, value in (environment or {}).items()]
+    if directory is not None:
+        records.append(wire.text(wire.DIRECTORY, directory))
+    return records
+
+
+def _sockets(sockets: Sequence[int]) -> list[bytes]:
+    passed = [wire.record(wire.PASS, given, 3 + number) for number, given in enumerate(sockets)]
+    # PID 1 makes one process, so the service is 2 in its namespace.
+    protocol = (f"LISTEN_FDS={len(sockets)}", "LISTEN_PID=2")
+    return passed + [wire.text(wire.ENV, variable) for variable in protocol]
+
+
+def terminal_record() -> bytes:
+    """A pty of the size of this process's terminal, 24 by 80 without one."""
+    try:
+        columns, rows = os.get_terminal_size(0)
+    except OSError:
+        columns, rows = 80, 24
+    return wire.record(wire.TERMINAL, rows, columns)
+
+
+def log_path(name: str) -> Path:
+    """The log of the jail `name`; older ones have `.1`, `.2`… behind."""
+    return places.jail(name) / "log"
+
+
+def log_record(name: str) -> bytes:
+    """The service's output goes to the jail's log, rotated by size."""
+    return wire.text(wire.LOG, os.fspath(log_path(name.partition("@")[0])), numbers=(_LOG_BYTES, _LOG_KEPT))
+
+
+_counter = 0
+
+
+def _serial() -> str:
+    """A number for a further instance: no other process has the pid, no earlier launch of this one the rest."""
+    global _counter
+    _counter += 1
+    return f"{os.getpid()}{_counter % 1000:03}"

@@ -1,0 +1,112 @@
+"""Named volumes: made before the first launch, with what the rootfs has at their place. Never touched again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stockade.kernel import userns
+from stockade.kernel.beneath import Root
+from stockade.records.launch import IdRange
+from stockade.records.lock import Lock, LockDirectory
+from stockade.records.text import unescape
+
+__all__ = ["prepare"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 1 << 24
+
+
+def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int = 0, gid: int = 0) -> tuple[str, ...]:
+    """Make each volume of `lock` that is missing below `volumes`; returns their names.
+
+    A volume belongs to the jail's host ids: what the rootfs holds at its mount point is copied, with its
+    owners moved into the range. `uid` and `gid` are the service's, for a single id. OSError as it comes.
+    """
+    missing = tuple(
+        found for found in lock.directories if found.volume and not os.path.lexists(volumes / found.volume)
+    )
+    if not missing:
+        return ()
+    volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    match ids.kind:
+        case "root-range":
+            _make(missing, rootfs, volumes, ids.first, ids.first_gid)
+        case "subid":
+            mapped = userns.Range(first_uid=ids.first, first_gid=ids.first_gid, count=ids.count)
+            userns.call(_make, missing, rootfs, volumes, 0, 0, ids=mapped)
+        case "single":
+            userns.call(_make, missing, rootfs, volumes, None, None, ids=userns.Single(uid=uid, gid=gid))
+    return tuple(found.volume for found in missing)
+
+
+def _make(
+    missing: tuple[LockDirectory, ...], rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None
+) -> None:
+    """One rename makes each volume appear whole. Without first ids everything stays the caller's."""
+    owners = None if first_uid is None or first_gid is None else (first_uid, first_gid)
+    for found in missing:
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=volumes))
+        try:
+            _fill(found, rootfs, fresh, owners)
+            os.rename(fresh, volumes / found.volume)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def _fill(found: LockDirectory, rootfs: Path, fresh: Path, owners: tuple[int, int] | None) -> None:
+    with Root.open(rootfs) as root:
+        source = root.openat(unescape(found.path), _DIRECTORY, follow=True)
+    target = os.open(fresh, _DIRECTORY)
+    try:
+        _copy_entries(source, target, owners)
+        _give(target, found.uid, found.gid, found.mode, owners)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _copy_entries(source: int, target: int, owners: tuple[int, int] | None) -> None:
+    with os.scandir(source) as entries:
+        names = [entry.name for entry in entries]
+    for name in names:
+        status = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            if owners is not None:
+                uid, gid = owners[0] + status.st_uid, owners[1] + status.st_gid
+                os.chown(name, uid, gid, dir_fd=target, follow_symlinks=False)
+        elif stat.S_ISDIR(status.st_mode):
+            os.mkdir(name, 0o700, dir_fd=target)
+            with _opened(name, _DIRECTORY, source) as inner, _opened(name, _DIRECTORY, target) as made:
+                _copy_entries(inner, made, owners)
+                _give(made, status.st_uid, status.st_gid, status.st_mode, owners)
+        elif stat.S_ISREG(status.st_mode):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with _opened(name, os.O_RDONLY | os.O_NOFOLLOW, source) as inner, _opened(name, flags, target) as made:
+                while os.sendfile(made, inner, None, _CHUNK):
+                    pass
+                _give(made, status.st_uid, status.st_gid, status.st_mode, owners)
+                os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextmanager
+def _opened(name: str, flags: int, directory: int) -> Iterator[int]:
+    descriptor = os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _give(descriptor: int, uid: int, gid: int, mode: int, owners: tuple[int, int] | None) -> None:
+    """Owner, then mode: chown(2) clears setuid and setgid."""
+    if owners is not None:
+        os.fchown(descriptor, owners[0] + uid, owners[1] + gid)
+    os.fchmod(descriptor, stat.S_IMODE(mode))

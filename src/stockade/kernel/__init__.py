@@ -1,0 +1,1 @@
+"""One thin typed wrapper per kernel interface. Knows nothing of jails."""

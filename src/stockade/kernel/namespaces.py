@@ -1,0 +1,103 @@
+"""unshare(2), setns(2), sethostname(2), and why a host refuses a namespace. Sets up nothing inside."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+
+from .libc import check, function
+
+__all__ = [
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "loopback_up",
+    "refusal",
+    "sethostname",
+    "setns",
+    "unshare",
+]
+
+# include/uapi/linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# include/uapi/linux/sockios.h and if.h
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
+_IFREQ = struct.Struct("16sh22x")
+
+_unshare = function("unshare", ctypes.c_int)
+_setns = function("setns", ctypes.c_int, ctypes.c_int)
+_sethostname = function("sethostname", ctypes.c_char_p, ctypes.c_size_t)
+
+#: Sysctl, the value that forbids an ordinary user's namespaces, and the cure.
+_FORBIDDING = (
+    ("user/max_user_namespaces", "0", "as root: `sysctl -w user.max_user_namespaces=15000`"),
+    ("kernel/unprivileged_userns_clone", "0", "as root: `sysctl -w kernel.unprivileged_userns_clone=1`"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "as root: `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, "
+        "or give the interpreter an AppArmor profile with `userns,`",
+    ),
+)
+
+#: errno of unshare(2) and the cause that its page gives.
+_CAUSES = {
+    errno.ENOSPC: "a limit on the number of namespaces is reached (`/proc/sys/user/max_*_namespaces`)",
+    errno.EINVAL: "the kernel was built without this kind of namespace",
+    errno.ENOSYS: "the kernel was built without namespaces",
+    errno.EPERM: "a container or a security module around this process forbids it; run outside of it, or as root",
+    errno.EUSERS: "user namespaces are nested too deeply",
+}
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    check(_unshare(flags), "unshare")
+
+
+def setns(descriptor: int, kind: int = 0) -> None:
+    """setns(2): join the namespace behind `descriptor`, which must be of `kind` unless that is 0."""
+    check(_setns(descriptor, kind), "setns")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    data = name.encode()
+    check(_sethostname(data, len(data)), "sethostname")
+
+
+def loopback_up() -> None:
+    """Set the interface `lo` of the current network namespace up, as netdevice(7) says."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+        answer = fcntl.ioctl(link, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+        _, flags = _IFREQ.unpack(answer)
+        fcntl.ioctl(link, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+
+
+def refusal(code: int, *, proc_sys: Path = Path("/proc/sys")) -> str:
+    """The cause or the cure of a namespace refused with the errno `code`, for a hint."""
+    if os.geteuid() != 0:
+        for name, value, cure in _FORBIDDING:
+            try:
+                found = (proc_sys / name).read_text(encoding="ascii").strip()
+            except OSError:
+                continue
+            if found == value:
+                return cure
+    return _CAUSES.get(code, os.strerror(code))

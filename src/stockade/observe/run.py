@@ -1,0 +1,344 @@
+"""Observe one run of a service and its exercises: outside, in a view of the host, and inside, in its jail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from ..errors import ExerciseError, ServiceError
+from ..records.exercise import ExerciseResult, Outcome
+from ..records.seed import Seed
+from ..records.spec import Exercise, Spec
+from ..records.trace import Trace
+from . import tracer
+from .exercise import CLIENT_ENVIRONMENT, Runner, client, communicate, perform, title
+from .parse import Recorded, parse, read
+from .process import Process
+from .ready import Probe, await_ready, conditions, settle
+from .service import JailedService, ViewedService, check
+from .tracer import Tracer
+from .view import View
+from .viewtree import RUN, TRACE_DIRECTORY
+
+__all__ = ["Identity", "Observation", "inside", "outside"]
+
+_LOG_TAIL = 64 * 1024
+_SYSLOG = "/dev/log"
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Ids that the service starts with; ids of the host in a root's view, of the user's mapping otherwise."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run showed.
+
+    `status` is that of a command that ended by itself, `failure` why a service inside did not become ready,
+    `seconds` the time that each step took.
+    """
+
+    trace: Trace
+    exercises: tuple[ExerciseResult, ...] = ()
+    log: str = ""
+    status: int | None = None
+    failure: ServiceError | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Steps:
+    """The time that each step took, by its name; tells the progress callback of each."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextlib.contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        self.tell(text)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.monotonic() - start
+
+    def tell(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress(text)
+
+
+def outside(
+    spec: Spec,
+    *,
+    seeds: Sequence[Seed],
+    client_seeds: Sequence[Seed] = (),
+    substitutions: Mapping[str, str],
+    identity: Identity,
+    environment: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    syscalls: bool = False,
+) -> Observation:
+    """Run the service and its exercises in a throwaway view of the host, and tell what they touched.
+
+    `seeds` are the files that Stockade gives the service, `client_seeds` those for exercises. `syscalls` has the
+    names of all system calls in the trace, at about twice the cost. ServiceError if the service is never ready or ends
+    early, ExerciseError if an exercise fails: then the program does not work outside a jail either.
+
+    The run has no_new_privs, as every jail has, because that allows the fast way to trace. Where it fails after
+    a program with setuid, setgid or file capabilities was executed, it is done again without.
+    """
+    tracer.require()
+    once = _Outside(spec, seeds, client_seeds, substitutions, identity, environment, _Steps(progress), syscalls)
+    observation, error = once.observe()
+    if error is not None and not syscalls and _privileged(observation.trace):
+        once.steps.tell("once more, with setuid programs in force")
+        observation, error = replace(once, privileged=True).observe()
+    if error is not None:
+        raise error
+    return observation
+
+
+def _privileged(trace: Trace) -> bool:
+    """Whether a program was executed that gains rights by its file's mode or capabilities."""
+    for program in {execution.program for execution in trace.executions}:
+        try:
+            status = os.stat(program)
+            if status.st_mode & (stat.S_ISUID | stat.S_ISGID) or "security.capability" in os.listxattr(program):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@dataclass(frozen=True)
+class _Outside:
+    spec: Spec
+    seeds: Sequence[Seed]
+    client_seeds: Sequence[Seed]
+    substitutions: Mapping[str, str]
+    identity: Identity
+    environment: Mapping[str, str] | None
+    steps: _Steps
+    syscalls: bool
+    privileged: bool = False
+
+    def observe(self) -> tuple[Observation, ServiceError | None]:
+        spec, steps = self.spec, self.steps
+        recorded: list[Recorded] = []
+        results: list[ExerciseResult] = []
+        error: ServiceError | None = None
+        with contextlib.ExitStack() as stack:
+            with steps.step("view", "making a view of the host"):
+                view = stack.enter_context(View.open(seeds=[*self.seeds, *self.client_seeds]))
+            with steps.step("start", f"starting `{spec.service.command[0]}` outside a jail"):
+                process = self._spawn(view, recorded, spec.service.command, stdout=view.log, stderr=view.log)
+                stack.enter_context(process)
+                service = ViewedService(view, process, spec.service)
+                probe = Probe(
+                    pid=view.pid,
+                    exists=view.exists,
+                    run=lambda command, timeout_s: client(view)(command, b"", timeout_s).status,
+                    log=lambda: _tail(view.log),
+                    check=lambda: check(spec, service, lambda: _tail(view.log)),
+                    ended=lambda: service.status is not None,
+                    ticks=service.ticks,
+                    ignored=frozenset((_SYSLOG,)),
+                )
+                error = _started(spec, probe)
+            with steps.step("exercises", "exercising it outside a jail"):
+                runners = {"client": client(view), "inside": self._inside(view, recorded)}
+                for exercise in spec.exercises if error is None else ():
+                    steps.tell(f"exercise outside: {title(exercise)}")
+                    result = perform(exercise, runners[exercise.where], self.substitutions)
+                    results.append(result)
+                    if not result.passed:
+                        error = _exercise_error(spec, exercise, result, probe)
+                        break
+            status = service.status
+            with steps.step("stop", "stopping it"):
+                service.stop()
+            with steps.step("parse", "reading the trace"):
+                trace = parse(read(view.scratch, recorded), recorded, names=self.syscalls)
+                trace = _without(trace, RUN, seconds=steps.seconds["start"] + steps.seconds["exercises"])
+            log = _tail(view.log)
+        return Observation(trace, tuple(results), log, status, None, dict(steps.seconds)), error
+
+    def _spawn(
+        self,
+        view: View,
+        recorded: list[Recorded],
+        command: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int,
+        stderr: int,
+    ) -> Process:
+        spec, identity = self.spec, self.identity
+        prefix = f"t{len(recorded)}"
+        process = view.spawn(
+            command,
+            environment=service_environment(spec) if self.environment is None else self.environment,
+            directory=spec.service.directory,
+            uid=identity.uid,
+            gid=identity.gid,
+            groups=identity.groups,
+            umask=int(spec.service.umask, 8),
+            before=tracer.launcher(f"{TRACE_DIRECTORY}/{prefix}", syscalls=self.syscalls, privileged=self.privileged),
+            processor=tracer.processor(),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        recorded.append(
+            Recorded(prefix, process.inner, skip=1 if view.manages_ids else 0, directory=spec.service.directory)
+        )
+        return process
+
+    def _inside(self, view: View, recorded: list[Recorded]) -> Runner:
+        """Exercises behind the walls: what they need must be in the jail, so they are traced too."""
+
+        def run(command: Sequence[str], text: bytes, timeout_s: float) -> Outcome:
+            return communicate(
+                lambda stdin, stdout, stderr: self._spawn(
+                    view, recorded, command, stdin=stdin, stdout=stdout, stderr=stderr
+                ),
+                text,
+                timeout_s,
+            )
+
+        return run
+
+
+def service_environment(spec: Spec) -> dict[str, str]:
+    """What the service finds in its environment: PATH, and what the spec sets."""
+    return {"PATH": CLIENT_ENVIRONMENT["PATH"], **spec.service.environment}
+
+
+def _started(spec: Spec, probe: Probe) -> ServiceError | None:
+    """Wait until the service is ready, as the spec says or as far as can be told; why it never was."""
+    ready = spec.service.ready
+    try:
+        if conditions(ready):
+            await_ready(ready, probe)
+        else:
+            settle(probe, timeout_s=ready.timeout_s, until_end=not spec.exercises)
+    except ServiceError as error:
+        return error
+    return None
+
+
+def _exercise_error(spec: Spec, exercise: Exercise, result: ExerciseResult, probe: Probe) -> ExerciseError:
+    try:
+        probe.check()
+        died = ""
+    except ServiceError as error:
+        died = f"; {error.message}"
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    hint = f"it said: {said[-1]}" if said else "it said nothing; try it by hand while the service runs"
+    if not conditions(spec.service.ready) and exercise.where == "client":
+        hint += "; if it came too early, set `ready` in `[service]`"
+    return ExerciseError(
+        f"exercise `{title(exercise)}` does not work outside a jail either: {result.reason}{died}",
+        hint=hint,
+        log=probe.log(),
+    )
+
+
+def _without(trace: Trace, directory: str, *, seconds: float) -> Trace:
+    """The trace without accesses to what Stockade itself has in a view."""
+    kept = tuple(
+        access for access in trace.accesses if access.path != directory and not access.path.startswith(f"{directory}/")
+    )
+    return msgspec.structs.replace(trace, accesses=kept, seconds=seconds)
+
+
+def _tail(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode("utf-8", "replace")
+
+
+def inside(
+    spec: Spec,
+    *,
+    pid: int,
+    init_pid: int,
+    release: Callable[[], None],
+    alive: Callable[[], bool],
+    log: Callable[[], str],
+    run_inside: Callable[[Sequence[str], bytes, float], Outcome],
+    client_seeds: Sequence[Seed] = (),
+    substitutions: Mapping[str, str],
+    as_uid0_of: int | None = None,
+    progress: Progress | None = None,
+    syscalls: bool = True,
+) -> Observation:
+    """The same exercises against a jail whose warden waits at its gate, with clients in its network.
+
+    `pid` and `init_pid` are the host ids of the process that becomes the service and of the jail's first process;
+    `release` opens the gate, `alive` and `log` tell of the jail, `run_inside` runs a command behind the
+    walls. An ordinary user gives `as_uid0_of` a process of the jail's user namespace. All exercises are
+    run, and nothing is raised for one that fails: the trace says what is missing. The service is stopped at the end,
+    the jail is the caller's to end.
+    """
+    steps = _Steps(progress)
+    base = _root_of(pid)
+    with contextlib.ExitStack() as stack:
+        with steps.step("view", "making a view for the clients"):
+            view = stack.enter_context(View.open(seeds=client_seeds, network_of=pid, service_root_of=pid))
+        with steps.step("start", f"starting `{spec.service.command[0]}` in its jail"):
+            strace = stack.enter_context(
+                Tracer.attach(pid, directory=view.scratch, prefix="t", as_uid0_of=as_uid0_of, syscalls=syscalls)
+            )
+            release()
+            service = JailedService(pid, init_pid, strace, spec.service, lambda: _traced(view.scratch), alive)
+            probe = Probe(
+                pid=view.pid,
+                exists=view.exists,
+                run=lambda command, timeout_s: client(view)(command, b"", timeout_s).status,
+                log=log,
+                check=lambda: check(spec, service, log),
+                ended=lambda: not service.alive(),
+                ticks=service.ticks,
+                ignored=frozenset((_SYSLOG,)),
+            )
+            failure = _started(spec, probe)
+        results = []
+        with steps.step("exercises", "exercising it in its jail"):
+            runners: dict[str, Runner] = {"client": client(view), "inside": run_inside}
+            for exercise in spec.exercises if failure is None else ():
+                steps.tell(f"exercise inside: {title(exercise)}")
+                results.append(perform(exercise, runners[exercise.where], substitutions))
+        with steps.step("stop", "stopping it"):
+            service.stop()
+            strace.close()
+        with steps.step("parse", "reading the trace"):
+            recorded = [Recorded("t", pid, directory=spec.service.directory)]
+            trace = parse(read(view.scratch, recorded), recorded, base=base, names=syscalls)
+            seconds = steps.seconds["start"] + steps.seconds["exercises"]
+            trace = msgspec.structs.replace(trace, where="inside", seconds=seconds)
+    return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds))
+
+
+def _root_of(pid: int) -> str:
+    """Root directory of a process as the host names it: `/` behind pivot_root, a path behind a chroot."""
+    try:
+        return os.readlink(f"/proc/{pid}/root")
+    except OSError:
+        return "/"
+
+
+def _traced(directory: int) -> list[int]:
+    """Ids of the processes that strace has written a file for."""
+    return [int(name.rpartition(".")[2]) for name in os.listdir(directory) if name.startswith("t.")]

@@ -1,0 +1,45 @@
+"""A published port: an address and port outside that lead to a port inside."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Literal
+
+import msgspec
+
+_FORM = re.compile(r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<outer>\d+):(?P<inner>\d+)(?:/(?P<protocol>tcp|udp))?")
+LOOPBACK = "127.0.0.1"
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """`address` and `port` outside lead to `target`, a port on the jail's loopback."""
+
+    address: str
+    port: int
+    target: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+def parse(text: str) -> Published:
+    """Read `[ADDRESS:]PORT:PORT[/tcp|/udp]`; an IPv6 address stands in brackets.
+
+    Without an address the port is open on 127.0.0.1 only. ValueError says what is wrong.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"cannot read `{text}` as `[ADDRESS:]PORT:PORT[/tcp|/udp]`")
+    for port in (match["outer"], match["inner"]):
+        if not 1 <= int(port) <= 65535:
+            raise ValueError(f"port {port} of `{text}` is not between 1 and 65535")
+    address = (match["address"] or LOOPBACK).strip("[]")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise ValueError(f"`{address}` of `{text}` is no IP address") from None
+    return Published(
+        address=address,
+        port=int(match["outer"]),
+        target=int(match["inner"]),
+        protocol="udp" if match["protocol"] == "udp" else "tcp",
+    )

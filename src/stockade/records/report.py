@@ -1,0 +1,183 @@
+"""What the command line reports with `--json`: one record for each report, with its name and version in it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .closure import Advice
+from .host import Host
+
+REPORT_VERSION = 1
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
+    """What all reports have in common. A field is only ever added; a version changes when one changes its meaning."""
+
+    version: int = REPORT_VERSION
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A ready-made spec."""
+
+    name: str
+    description: str
+    walls: tuple[str, ...]
+    exercises: int
+    path: str
+
+
+class RecipesReport(Report, frozen=True, kw_only=True, tag="recipes"):
+    """`stockade recipes`: what can be built without writing a spec."""
+
+    recipes: tuple[Recipe, ...]
+
+
+class Jail(msgspec.Struct, frozen=True, kw_only=True):
+    """A jail that was built. `generation` is the current one; `bytes` counts the contents of its files."""
+
+    name: str
+    generation: int
+    generations: tuple[int, ...]
+    files: int
+    bytes: int
+    running: bool
+
+
+class ListReport(Report, frozen=True, kw_only=True, tag="list"):
+    """`stockade list`: the jails of this caller."""
+
+    jails: tuple[Jail, ...]
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A running jail, or one command that runs in it beside the service.
+
+    `instance` is the name for the service and NAME@NUMBER for a command. Pids are those of the host: `pid` of the
+    jail's first process, `service_pid` of the command itself, null once it has gone into the background.
+    """
+
+    name: str
+    instance: str
+    pid: int
+    service_pid: int | None
+    generation: int | None
+    uptime_s: float
+    processes: int
+
+
+class PsReport(Report, frozen=True, kw_only=True, tag="ps"):
+    """`stockade ps`: the jails that are running."""
+
+    jails: tuple[Process, ...]
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """A round of building and trying inside, and the paths that it showed to be missing."""
+
+    number: int
+    added: tuple[str, ...]
+
+
+class ExerciseLine(msgspec.Struct, frozen=True, kw_only=True):
+    """An exercise and whether it passed inside."""
+
+    name: str
+    passed: bool
+    seconds: float
+
+
+class NewSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret that this build generated. `value` is given here once; it is kept in the file `kept`."""
+
+    name: str
+    kind: str
+    value: str
+    kept: str
+
+
+class BuildReport(Report, frozen=True, kw_only=True, tag="build"):
+    """`stockade build`: what was made, how it was found and how long that took."""
+
+    name: str
+    generation: int
+    files: int
+    bytes: int
+    rounds: tuple[Round, ...]
+    exercises: tuple[ExerciseLine, ...]
+    stages: dict[str, float]
+    advice: tuple[Advice, ...]
+    new_secrets: tuple[NewSecret, ...]
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """One link of a chain of evidence: a path and why it is there."""
+
+    path: str
+    kind: str
+    detail: str = ""
+
+
+class ExplainReport(Report, frozen=True, kw_only=True, tag="explain"):
+    """`stockade explain NAME PATH`: the chain that led to a path, from the path to its first cause."""
+
+    name: str
+    path: str
+    type: str
+    mode: str
+    owner: str
+    bytes: int
+    target: str = ""
+    sha256: str = ""
+    package: str = ""
+    chain: tuple[Link, ...]
+
+
+class SummaryReport(Report, frozen=True, kw_only=True, tag="summary"):
+    """`stockade explain NAME`: what is in a jail."""
+
+    name: str
+    generation: int
+    files: int
+    bytes: int
+    directories: int
+    symlinks: int
+    programs: tuple[str, ...]
+    setuid: tuple[str, ...]
+    accounts: tuple[str, ...]
+    devices: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    writable: tuple[str, ...]
+    packages: dict[str, int]
+    evidence: dict[str, int]
+    false_positives: dict[str, int]
+
+
+class GenerationLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A kept generation. `built` is in seconds since 1970."""
+
+    number: int
+    current: bool
+    built: float
+    files: int
+    bytes: int
+
+
+class StatusReport(Report, frozen=True, kw_only=True, tag="status"):
+    """`stockade status`: where a jail stands. `spec_changed` tells that its spec is no longer what was built."""
+
+    name: str
+    running: Process | None
+    generations: tuple[GenerationLine, ...]
+    spec: str | None
+    spec_changed: bool
+
+
+class DoctorReport(Report, frozen=True, kw_only=True, tag="doctor"):
+    """`stockade doctor`: what this host offers."""
+
+    host: Host
+
+
+REPORTS: tuple[type[Report], ...] = (
+    RecipesReport, ListReport, PsReport, BuildReport, ExplainReport, SummaryReport, StatusReport, DoctorReport,
+)  # fmt: skip

@@ -1,0 +1,151 @@
+"""Put the closure together: what the spec names, what was observed, what that implies, what verify found missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..errors import ResolveError
+from ..records.closure import Closure, Evidence, Gap
+from ..records.spec import Spec
+from ..records.trace import Trace
+from .classify import Observed, classify
+from .collect import Collector
+from .history import WRITES
+from .host import Host
+from .implied import imply
+from .pattern import is_glob
+from .rules import rules
+from .shebang import interpreters
+from .workplace import Workplaces
+
+__all__ = ["resolve"]
+
+
+def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: str = "/") -> Closure:
+    """Everything that the jail of `spec` needs from the host below `root`, each entry with its evidence.
+
+    Without a trace the command and what it is linked with are followed, unobserved. `gaps` are what verify rounds
+    found missing so far. Raises ResolveError and ElfError for what the spec names and that can't be followed.
+    """
+    host = Host(root)
+    collector = Collector(host, spec, observed=trace is not None)
+    collector.allow_below(_own_places(host, spec, trace))
+    _named(collector)
+    observed = classify(trace, collector) if trace is not None else Observed()
+    touched: dict[str, bool] = {}
+    for access in trace.accesses if trace is not None else ():
+        touched[access.path] = touched.get(access.path, False) or not access.error
+    _gaps(collector, gaps, observed, touched)
+    imply(collector, touched.items())
+    _mount_points(collector)
+    work = [directory for _, directory in sorted(collector.work.items())]
+    return Closure(
+        entries=collector.entries(),
+        tmpfs=tuple(directory for directory in work if rules().temporary(directory.path)),
+        state=tuple(directory for directory in work if not rules().temporary(directory.path)),
+        devices=tuple(sorted(observed.devices)),
+        proc=observed.proc,
+        proc_subset=observed.proc_subset,
+        uids=tuple(sorted(set(trace.uids))) if trace is not None else (),
+        gids=tuple(sorted(set(trace.gids))) if trace is not None else (),
+        syslog=observed.syslog,
+        advice=tuple(advice for _, advice in sorted(collector.advice.items())),
+        false_positives=tuple(positive for _, positive in sorted(collector.false_positives.items())),
+    )
+
+
+def _named(collector: Collector) -> None:
+    """What the spec names: command, programs, files, links, shells."""
+    spec = collector.spec
+    command = spec.service.command
+    if command[0] not in collector.made:
+        evidence = Evidence(kind="spec", detail="the command")
+        collector.named_program(command[0], evidence, what="the command")
+    if not collector.observed:
+        for argument in command[1:]:
+            if argument.startswith("/") and collector.host.walk(argument).is_file:
+                collector.add(argument, Evidence(kind="spec", detail="an argument of the command"))
+    for name in spec.files.programs:
+        evidence = Evidence(kind="spec", detail="a program in `files.programs`")
+        collector.named_program(name, evidence, what="the program")
+    for pattern in spec.files.include:
+        found = collector.include(pattern, "spec", f"`files.include` has {pattern}")
+        if not found and not is_glob(pattern):
+            raise ResolveError(
+                f"`{pattern}` in `files.include` does not exist",
+                hint="correct the path, or take it out of `files.include`",
+            )
+    for path, content in spec.files.content.items():
+        programs, line = interpreters(content)
+        for name in programs:
+            collector.named_program(name, Evidence(kind="shebang", detail=line, because=path), what="the interpreter")
+    for path, target in spec.files.links.items():
+        collector.link(path, target, Evidence(kind="spec", detail="a link in `files.links`"))
+    for account in spec.accounts:
+        if account.shell is not None and collector.host.walk(account.shell).is_file:
+            evidence = Evidence(kind="account", detail=f"the shell of `{account.name}`")
+            collector.program(account.shell, evidence, strict=False)
+    for path in (*spec.files.content, *collector.made, *sorted(rules().built)):
+        collector.parents(path)
+    if collector.host.walk(spec.service.directory).is_directory:
+        collector.add(spec.service.directory, Evidence(kind="spec", detail="the working directory"))
+
+
+def _gaps(collector: Collector, gaps: Sequence[Gap], observed: Observed, touched: dict[str, bool]) -> None:
+    """Add what verify rounds found missing. What can't be added is left as a false positive, so that it ends there."""
+    workplaces = Workplaces(collector, {})
+    for gap in gaps:
+        round_ = f"round {gap.round}: " if gap.round else ""
+        evidence = Evidence(kind="gap", detail=f"{round_}{gap.operation} failed with {gap.error}, {gap.reason}")
+        touched[gap.path] = True
+        if not _gap(collector, workplaces, gap, evidence, observed):
+            collector.refuse(gap.path, gap.operation, gap.error, "left out: nothing that could be added")
+
+
+def _gap(collector: Collector, workplaces: Workplaces, gap: Gap, evidence: Evidence, observed: Observed) -> bool:
+    """Add what one gap asks for; False when there is nothing to add."""
+    follow = gap.operation not in ("readlink", "unlink")
+    found = collector.host.walk(gap.path, follow=follow)
+    temporary = collector.rules.temporary(found.path)
+    if gap.path.startswith("/dev/"):
+        observed.devices.add(gap.path.removeprefix("/dev/"))
+        return True
+    if gap.operation in WRITES:
+        made = workplaces.parent(found.path, evidence)
+        if gap.operation != "write" or temporary:
+            return made
+    elif temporary and found.is_directory:
+        return workplaces.directory(found.path, evidence)
+    elif gap.operation == "exec":
+        return collector.program(gap.path, evidence, strict=False) is not None
+    real = collector.add(gap.path, evidence, follow=follow, operation=gap.operation)
+    if real is not None and found.is_file:
+        collector.loadable(gap.path, executable=False)
+    return real is not None
+
+
+def _mount_points(collector: Collector) -> None:
+    """The directories on which tmpfs and volumes are mounted, and those above them."""
+    for path in sorted(collector.work):
+        place = path
+        if collector.rules.temporary(path):
+            tops = (top for top in collector.rules.tmpfs_tops if f"{path}/".startswith(f"{top}/"))
+            place = next(tops, path)
+        if place.startswith("/dev/") or collector.has(place):
+            continue
+        collector.add(place, Evidence(kind="parent", detail="a mount point"))
+
+
+def _own_places(host: Host, spec: Spec, trace: Trace | None) -> tuple[str, ...]:
+    """Directories in a home that hold the service: around its programs and scripts, and its working directory."""
+    known = rules()
+    programs = [execution.program for execution in trace.executions] if trace is not None else []
+    programs += [word for word in spec.service.command if word.startswith("/")]
+    places = {host.walk(spec.service.directory).path}
+    for program in programs:
+        place = host.walk(program).path.rpartition("/")[0]
+        above = place.rpartition("/")[0]
+        inside = known.in_home.covers(above) and re.search(r"/(?:bin|sbin|libexec)\Z", place)
+        places.add(above if inside else place)
+    return tuple(sorted(place for place in places if known.in_home.covers(place)))

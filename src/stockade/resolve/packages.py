@@ -1,0 +1,96 @@
+"""Which Debian package a path belongs to, from dpkg's own files. Never runs dpkg."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+__all__ = ["PackageIndex"]
+
+_MERGED = ("/bin/", "/sbin/", "/lib/", "/lib32/", "/lib64/", "/libx32/", "/libo32/")
+_COMPILED = re.compile(r"(?s)(.*/)([^/]+?)(?:\.cpython-\d+)?(?:\.opt-[12])?\.py[co]\Z")
+_STANZA = re.compile(r"^Package: (\S+)$(?:\n(?!\n).*)*?\nVersion: (\S+)$", re.MULTILINE)
+
+
+class PackageIndex:
+    """Owners of all paths that dpkg knows below one root."""
+
+    def __init__(
+        self, owners: dict[str, str], versions: dict[str, str], diversions: dict[str, tuple[str, str]]
+    ) -> None:
+        self._owners, self._versions, self._diversions = owners, versions, diversions
+
+    @classmethod
+    def load(cls, root: str = "/") -> PackageIndex:
+        """Read every `.list` file once. A root without dpkg gives an index that knows nothing."""
+        database = Path(root) / "var/lib/dpkg"
+        owners: dict[str, str] = {}
+        try:
+            names = sorted(os.listdir(database / "info"), reverse=True)
+        except OSError:
+            names = []
+        # Read in reverse, so that of several owners of a directory the first in the alphabet stays.
+        for name in names:
+            if name.endswith(".list"):
+                with open(database / "info" / name, "rb") as file:
+                    paths = os.fsdecode(file.read()).split("\n")
+                owners.update(dict.fromkeys(paths, name[:-5].partition(":")[0]))
+        owners.pop("", None)
+        return cls(owners, _versions(database / "status"), _diversions(database / "diversions"))
+
+    def owner(self, path: str) -> tuple[str, str] | None:
+        """Package and version of the absolute `path`, or None when no package has it.
+
+        /lib and /usr/lib are one (merged /usr), and a compiled Python file belongs to its source's package.
+        """
+        package = self._package(path)
+        if package is None:
+            compiled = _COMPILED.match(path)
+            package = self._package(f"{compiled[1].removesuffix('__pycache__/')}{compiled[2]}.py") if compiled else None
+        return None if package is None else (package, self._versions.get(package, ""))
+
+    def _package(self, path: str) -> str | None:
+        for name in _aliases(path):
+            moved = self._diversions.get(name)
+            if moved is not None:
+                original, package = moved
+                return package or self._owners.get(original)
+            package_found = self._owners.get(name)
+            if package_found is not None:
+                return package_found
+        return None
+
+
+def _aliases(path: str) -> tuple[str, ...]:
+    """The names that dpkg may know a path by on a host with merged /usr."""
+    if path.startswith("/usr/") and path[4:].startswith(_MERGED):
+        return (path, path[4:])
+    if path.startswith(_MERGED):
+        return (path, f"/usr{path}")
+    return (path,)
+
+
+def _versions(status: Path) -> dict[str, str]:
+    try:
+        text = status.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    return dict(_STANZA.findall(text))
+
+
+def _diversions(path: Path) -> dict[str, tuple[str, str]]:
+    """dpkg-divert(1)'s records: the diverted name belongs to who diverted it, the new name to the old one's owner.
+
+    Each path gives the name under which `.list` files know it and its package, "" when they do.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    result: dict[str, tuple[str, str]] = {}
+    for original, moved, package in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
+        if package != ":":
+            result[original] = (original, package.partition(":")[0])
+        result[moved] = (original, "")
+    return result

@@ -1,0 +1,127 @@
+"""Read specs and say what is wrong with them, where, and how to put it right. Changes no file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from stockade import places
+from stockade.errors import NotFoundError, SpecError
+from stockade.records.spec import Spec
+from stockade.specfile import rules, shape
+from stockade.specfile.draft import derive, exercise_command, new
+from stockade.specfile.position import line_of
+
+__all__ = ["derive", "exercise_command", "find", "load", "loads", "new", "read", "recipe", "recipes", "specs"]
+
+
+def loads(text: str, where: str) -> Spec:
+    """Return the spec that the TOML `text` says. `where` names its origin in messages, usually a path.
+
+    Raises `SpecError`: its message holds every mistake, one a line, each with its place and cure.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(_syntax(str(error), where), hint='a spec is TOML: `key = "text"` below `[table]`') from error
+    found = list(shape.check(data))
+    if not found:
+        spec = msgspec.convert(data, Spec)
+        found = list(rules.problems(spec))
+        if not found:
+            return spec
+    located = sorted(((line_of(text, problem.place), problem) for problem in found), key=lambda pair: pair[0])
+    if len(located) == 1:
+        [(line, problem)] = located
+        raise SpecError(f"{_at(where, line)}: {problem.message}", hint=problem.hint or None)
+    raise SpecError(
+        "\n".join(
+            f"{_at(where, line)}: {problem.message}{f' ({problem.hint})' if problem.hint else ''}"
+            for line, problem in located
+        )
+    )
+
+
+def _at(where: str, line: int) -> str:
+    return f"{where}:{line}" if line else where
+
+
+def load(path: str | os.PathLike[str]) -> Spec:
+    """Return the spec in the file `path`. Raises `NotFoundError` or `SpecError`."""
+    where = os.fspath(path)
+    try:
+        text = Path(where).read_bytes().decode()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no spec at `{where}`", hint=f"`stockade new {Path(where).stem}` writes one") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"`{where}` is not UTF-8 text, at byte {error.start}", hint="save it as UTF-8") from error
+    except OSError as error:
+        raise SpecError(f"cannot read `{where}`: {error.strerror}", hint="name a file that you may read") from error
+    return loads(text, where)
+
+
+def read(name_or_path: str) -> Spec:
+    """Find and load a spec; one found by name must bear that name."""
+    path = find(name_or_path)
+    spec = load(path)
+    if not _is_path(name_or_path) and spec.name != name_or_path:
+        raise SpecError(
+            f'`{path}` says `name = "{spec.name}"`, and its file is called `{path.name}`',
+            hint=f"rename the file to `{spec.name}.toml`, or change its `name`",
+        )
+    return spec
+
+
+def find(name_or_path: str) -> Path:
+    """Return the file that `name_or_path` means.
+
+    With a slash, or ending in `.toml`: that file. Otherwise NAME.toml among the owner's specs, or
+    else the recipe of that name. Raises `NotFoundError` with the nearest name.
+    """
+    if _is_path(name_or_path):
+        return Path(name_or_path)
+    for path in (places.configuration() / f"{name_or_path}.toml", recipe(name_or_path)):
+        if path.is_file():
+            return path
+    here = Path(f"{name_or_path}.toml")
+    if here.is_file():
+        hint = f"a spec in this directory is named with its suffix: `{here}`"
+    elif near := difflib.get_close_matches(name_or_path, [*specs(), *recipes()], n=1):
+        hint = f"did you mean `{near[0]}`?"
+    else:
+        hint = f"`stockade recipes` lists what is ready; `stockade new {name_or_path} -- COMMAND` writes a spec"
+    raise NotFoundError(f"no spec in `{places.configuration()}` and no recipe is called `{name_or_path}`", hint=hint)
+
+
+def specs() -> list[str]:
+    """Return the names of the owner's specs, sorted."""
+    return sorted(path.stem for path in places.configuration().glob("*.toml"))
+
+
+def recipe(name: str) -> Path:
+    """Return where the recipe `name` is, or would be."""
+    return Path(str(resources.files("stockade").joinpath("recipes").joinpath(f"{name}.toml")))
+
+
+def recipes() -> list[str]:
+    """Return the names of the recipes that come with Stockade, sorted."""
+    return sorted(path.stem for path in recipe("any").parent.glob("*.toml"))
+
+
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or name_or_path.endswith(".toml")
+
+
+def _syntax(message: str, where: str) -> str:
+    """Put the position that tomllib appends to its message in front, as compilers do."""
+    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
+    if match is None:
+        return f"{where}: not TOML: {message}"
+    position = f":{match[2]}:{match[3]}" if match[2] else ""
+    return f"{where}{position}: not TOML: {match[1][:1].lower()}{match[1][1:]}"

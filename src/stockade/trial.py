@@ -1,0 +1,153 @@
+"""Try a generation: run its service and its exercises in the real jail, under observation. Keeps nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+
+from . import contain, observe
+from .build.generations import Store, ids_of, on_files
+from .contain.volumes import prepare
+from .errors import ServiceError
+from .records.exercise import ExerciseResult, Outcome
+from .records.lock import Lock
+from .records.seed import Seed
+from .records.spec import Network, Spec
+from .records.trace import Trace
+
+__all__ = ["Trial", "try_inside"]
+
+TRIAL_VOLUMES = ".trial-volumes"
+_LOG_TAIL = 64 * 1024
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a run inside showed. `failure` is why the service never became ready, None when it did."""
+
+    trace: Trace
+    exercises: tuple[ExerciseResult, ...]
+    failure: ServiceError | None
+    log: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the service became ready and every exercise passed."""
+        return self.failure is None and all(result.passed for result in self.exercises)
+
+
+def try_inside(
+    spec: Spec,
+    lock: Lock,
+    generation: Path,
+    *,
+    store: Store,
+    client_seeds: Sequence[Seed],
+    substitutions: Mapping[str, str],
+    progress: Progress | None = None,
+) -> Trial:
+    """Run the jail in `generation`, committed or not, with volumes and a network of its own that vanish afterwards.
+
+    The walls are those of the jail; only the network is always a private one without ports outside, so that a trial
+    disturbs no service that runs. WallError when the launch fails.
+    """
+    trial_spec = msgspec.structs.replace(spec, network=Network(mode="private"))
+    ids = contain.for_jail(spec.name)
+    plan = contain.compile_plan(trial_spec, lock, generation=generation, volumes=generation / TRIAL_VOLUMES, ids=ids)
+    instance = f"{spec.name}@{os.getpid()}"
+    volumes = _volumes(generation, lock, ids=ids, uid=plan.uid, gid=plan.gid, store=store)
+    with volumes, os.fdopen(os.memfd_create("log"), "rb", buffering=0) as log:
+        (generation / "plan").write_bytes(contain.encode(plan))
+        with contain.launch_generation(
+            generation, name=instance, gate=True, stdin=subprocess.DEVNULL, stdout=log.fileno(), stderr=log.fileno()
+        ) as jail:
+            seen = observe.inside(
+                spec,
+                pid=jail.pid,
+                init_pid=jail.init_pid,
+                release=jail.release,
+                alive=lambda: _exists(jail.init_pid),
+                log=lambda: _tail(log.fileno()),
+                run_inside=lambda command, text, timeout_s: _communicate(
+                    _behind_the_walls(generation, jail, command), text, timeout_s
+                ),
+                client_seeds=client_seeds,
+                substitutions=substitutions,
+                as_uid0_of=None if os.geteuid() == 0 else jail.pid,
+                progress=progress,
+                syscalls=False,
+            )
+    return Trial(seen.trace, seen.exercises, seen.failure, seen.log)
+
+
+@contextmanager
+def _volumes(generation: Path, lock: Lock, *, ids: contain.IdRange, uid: int, gid: int, store: Store) -> Iterator[None]:
+    """Volumes for one trial, with what the rootfs has at their place."""
+    volumes = generation / TRIAL_VOLUMES
+    prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=uid, gid=gid)
+    try:
+        yield
+    finally:
+        if volumes.exists():
+            on_files(ids_of(store, uid, gid), shutil.rmtree, volumes)
+
+
+def _exists(pid: int) -> bool:
+    return pid > 0 and os.path.exists(f"/proc/{pid}")
+
+
+def _tail(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode("utf-8", "replace")
+
+
+def _behind_the_walls(generation: Path, jail: contain.Running, command: Sequence[str]) -> contain.Running:
+    """Run a command in the running jail, or, when its service was a command that has ended, in one of its own."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if _exists(jail.init_pid):
+        return contain.enter(jail.instance, command, **pipes)
+    return contain.launch_generation(generation, name=jail.name, argv=command, **pipes)
+
+
+def _communicate(started: contain.Running, text: bytes, timeout_s: float) -> Outcome:
+    """Feed a started command its input and collect its output, for `timeout_s` seconds at most."""
+    output: list[bytes] = [b"", b""]
+
+    def collect(number: int, pipe: FileIO | None) -> None:
+        output[number] = pipe.readall() if pipe is not None else b""
+
+    def feed(pipe: FileIO | None) -> None:
+        if pipe is None:
+            return
+        rest = memoryview(text)
+        with suppress(BrokenPipeError):
+            while rest:
+                rest = rest[pipe.write(rest) or 0 :]
+        pipe.close()
+
+    with started as running:
+        threads = [
+            Thread(target=collect, args=(0, running.stdout), daemon=True),
+            Thread(target=collect, args=(1, running.stderr), daemon=True),
+            Thread(target=feed, args=(running.stdin,), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            status: int | None = running.wait(timeout_s)
+        except TimeoutError:
+            running.kill()
+            status = None
+        for thread in threads:
+            thread.join(1.0)
+        return Outcome(status=status, stdout=output[0], stderr=output[1])

@@ -1,0 +1,1 @@
+"""User-Mode Linux machines: images, boot, control, network, snapshots, and what to do after a break-in."""

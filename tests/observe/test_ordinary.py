@@ -1,0 +1,257 @@
+"""An ordinary user's view, in a mount namespace whose /etc gives that user an account and, or not, a range of ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+LIBRARIES = [path for path in sys.path if path.endswith("site-packages")]
+Run = Callable[..., Any]
+
+BECOME = """
+import os, sys
+from stockade.kernel.mount import MS_PRIVATE, MS_REC, mount
+from stockade.kernel.namespaces import CLONE_NEWNS, unshare
+unshare(CLONE_NEWNS)
+mount(None, "/", None, MS_REC | MS_PRIVATE)
+mount("t", "/mnt", "tmpfs")
+os.makedirs("/mnt/upper"); os.makedirs("/mnt/work")
+mount("o", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work")
+def add(path, line):
+    with open(path, "a") as file:
+        file.write(line + chr(10))
+add("/etc/passwd", "walter:x:1234:1234::/srv/walter:/bin/sh")
+add("/etc/group", "walter:x:1234:")
+for name in ("/etc/subuid", "/etc/subgid"):
+    os.truncate(name, 0) if os.path.exists(name) else None
+    if sys.argv[1] == "range":
+        add(name, "walter:300000:65536")
+mount("t", "/srv", "tmpfs")
+os.mkdir("/srv/walter"); os.chown("/srv/walter", 1234, 1234)
+os.setgroups([]); os.setresgid(1234, 1234, 1234); os.setresuid(1234, 1234, 1234)
+os.environ["HOME"] = "/srv/walter"
+"""
+
+COMMON = """
+import json, os
+from stockade import observe
+from stockade.errors import StockadeError
+from stockade.observe.exercise import client
+from stockade.records.seed import Seed
+from stockade.records.spec import Exercise, Ready, Service, Spec
+def show(value):
+    os.write(1, json.dumps(value).encode())
+"""
+
+
+@pytest.fixture(params=["range", "no range"])
+def ids(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def as_walter(as_root: None, strace: None) -> Run:
+    if shutil.which("newuidmap") is None:
+        pytest.skip("newuidmap is not installed: `apt-get install uidmap`")
+
+    def run(code: str, *, ids: str = "range") -> Any:
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", BECOME + COMMON + textwrap.dedent(code), ids],
+            env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([str(SOURCE), *LIBRARIES]), "LC_ALL": "C.UTF-8"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        if "PermissionError" in done.stderr and str(SOURCE) in done.stderr and "No module" in done.stderr:
+            pytest.skip(f"an ordinary user cannot read `{SOURCE}`")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_a_program_is_observed(as_walter: Run, ids: str) -> None:
+    found = as_walter(
+        """
+        service = Service(command=("sh", "-c", "id -u; echo x > own; cat own; cat /etc/debian_version; cat /etc/shadow"), directory="/srv/walter")
+        seen = observe.outside(Spec(name="x", service=service), seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
+        trace = seen.trace
+        show([seen.status, seen.log, [[a.operation, a.path, a.error] for a in trace.accesses], os.path.exists("/srv/walter/own")])
+        """,
+        ids=ids,
+    )
+    status, log, accesses, left = found
+    assert status == 1
+    assert log.startswith("1234\nx\n") and "/etc/shadow: Permission denied" in log
+    assert ["create", "/srv/walter/own", ""] in accesses
+    assert ["read", "/etc/debian_version", ""] in accesses
+    assert ["read", "/etc/shadow", "EACCES"] in accesses
+    assert left is False
+
+
+def test_seeds_are_seen_below_directories_that_the_user_may_not_write(as_walter: Run, ids: str) -> None:
+    found = as_walter(
+        """
+        seeds = [
+            Seed(path="/etc/ssl/deep/new", content=b"deep", mode=0o644),
+            Seed(path="/etc/hostname", content=b"changed", mode=0o600),
+            Seed(path="/var/run/x", content=b"run", mode=0o644),
+            Seed(path="/etc/alternatives", type="directory", mode=0o711),
+        ]
+        with observe.View.open(seeds=seeds) as view:
+            out = client(view)(["sh", "-c", "cat /etc/ssl/deep/new /run/x; stat -c %a /etc/ssl /etc/alternatives /etc/ssl/deep; ls /etc/ssl"], b"", 10)
+            show([out.status, out.stdout.decode(), view.exists("/etc/passwd")])
+        """,
+        ids=ids,
+    )
+    status, output, passwd = found
+    assert status == 0 and passwd
+    mode = f"{os.stat('/etc/ssl').st_mode & 0o7777:o}"
+    assert output.splitlines()[:3] == [f"deeprun{mode}", "711", "755"]
+    assert set(output.splitlines()[3:]) == {*os.listdir("/etc/ssl"), "deep"}
+
+
+def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
+    found = as_walter(
+        """
+        code = "import socketserver, http.server as h; socketserver.TCPServer(('127.0.0.1', 80), h.SimpleHTTPRequestHandler).serve_forever()"
+        client_code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1/hostname').read().decode())"
+        spec = Spec(
+            name="x",
+            service=Service(command=("/usr/bin/python3", "-c", code), directory="/etc", ready=Ready(tcp=80)),
+            exercises=(Exercise(command=("/usr/bin/python3", "-c", client_code)), Exercise(command=("id", "-u"), stdout="^1234$")),
+        )
+        seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
+        show([[r.passed for r in seen.exercises], [a.path for a in seen.trace.accesses if a.operation == "read"]])
+        """,
+        ids=ids,
+    )
+    assert found[0] == [True, True]
+    assert "/etc/hostname" in found[1]
+
+
+def test_with_a_range_a_service_changes_its_ids_and_its_descriptors_stay_visible(as_walter: Run) -> None:
+    code = "import os; os.setgroups([5]); os.setgid(33); os.setuid(33); d = os.open('/usr', 0); os.stat('bin', dir_fd=d); os.fchdir(d); os.stat('lib')"
+    found = as_walter(
+        f"""
+        service = Service(command=("/usr/bin/python3", "-c", {code!r}))
+        seen = observe.outside(Spec(name="x", service=service), seeds=(), substitutions={{}}, identity=observe.Identity())
+        show([seen.status, seen.trace.uids, seen.trace.gids, [a.path for a in seen.trace.accesses if a.operation in ("stat", "chdir")]])
+        """
+    )
+    status, uids, gids, looked = found
+    assert (status, uids, gids) == (0, [33], [5, 33])
+    assert {"/usr/bin", "/usr/lib", "/usr"} <= set(looked)
+
+
+def test_root_directory_of_a_view_belongs_to_its_root(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        with observe.View.open() as view:
+            out = client(view)(["stat", "-c", "%u %a", "/", "/etc", "/run", "/tmp", "/dev"], b"", 10)
+            show(out.stdout.decode().splitlines())
+        """
+    )
+    assert found == ["0 755", "0 755", "0 755", "0 1777", "0 755"]
+
+
+def test_host_without_user_namespaces_gets_the_cure(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        from stockade.kernel.namespaces import refusal
+        import pathlib, tempfile
+        with tempfile.TemporaryDirectory() as place:
+            sysctl = pathlib.Path(place, "kernel"); sysctl.mkdir()
+            (sysctl / "apparmor_restrict_unprivileged_userns").write_text("1")
+            show(refusal(1, proc_sys=pathlib.Path(place)))
+        """
+    )
+    assert found.startswith("as root: `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`")
+
+
+def test_missing_newuidmap_is_named(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        os.environ["PATH"] = "/nonexistent"
+        try:
+            observe.View.open()
+        except StockadeError as error:
+            show([type(error).__name__, error.message, error.hint])
+        """
+    )
+    assert found == [
+        "HostError",
+        "`newuidmap` is not installed, and without it a range of ids cannot be used",
+        "install it: `apt-get install uidmap`",
+    ]
+
+
+JAIL = """
+import os, sys
+from stockade.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, loopback_up, unshare
+unshare(CLONE_NEWUSER)
+print("unshared", flush=True)
+sys.stdin.readline()
+os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(0, 0, 0)
+unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC)
+loopback_up()
+os.execv("/usr/bin/python3", ["python3", "-uc", sys.argv[1]])
+"""
+
+SERVICE = """
+import os, socket, sys
+server = socket.create_server(("127.0.0.1", 4242))
+print("at the gate")
+sys.stdin.readline()
+os.setgid(33); os.setuid(33)
+usr = os.open("/usr", 0); os.stat("bin", dir_fd=usr)
+print("up")
+while True:
+    server.accept()[0].send(b"hello")
+"""
+
+
+def test_a_jail_of_the_users_own_is_joined_and_traced(as_walter: Run) -> None:
+    """Its user namespace does not map the caller's own id, and its service changes its id."""
+    found = as_walter(
+        f"""
+        import subprocess, sys
+        jail = subprocess.Popen(
+            [sys.executable, "-c", {JAIL!r}, {SERVICE!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert jail.stdout.readline() == b"unshared\\n"
+        for command in ("newuidmap", "newgidmap"):
+            subprocess.run([command, str(jail.pid), "0", "300000", "65536"], check=True)
+        jail.stdin.write(b"mapped\\n")
+        assert jail.stdout.readline() == b"at the gate\\n"
+        client_code = "import socket; print(socket.create_connection(('127.0.0.1', 4242)).recv(9).decode())"
+        spec = Spec(
+            name="x",
+            service=Service(command=("/usr/bin/python3",), ready=Ready(log="up"), stop_timeout_s=2),
+            exercises=(
+                Exercise(command=("/usr/bin/python3", "-c", client_code), stdout="hello"),
+                Exercise(command=("cat", "/etc/only-here"), stdout="^x$"),
+            ),
+        )
+        said = []
+        def release():
+            jail.stdin.write(b"go\\n")
+            said.append(jail.stdout.readline().decode())
+        seen = observe.inside(
+            spec, pid=jail.pid, init_pid=1, release=release, alive=lambda: jail.poll() is None,
+            log=lambda: "".join(said), run_inside=None, substitutions={{}}, as_uid0_of=jail.pid,
+            client_seeds=[Seed(path="/etc/only-here", content=b"x", mode=0o600)],
+        )
+        jail.kill(); jail.wait()
+        # No program is executed after the gate here, so that all of the trace is what set the service up.
+        show([str(seen.failure), [[r.passed, r.reason, r.stderr] for r in seen.exercises]])
+        """
+    )
+    assert found == ["None", [[True, "", ""], [True, "", ""]]]

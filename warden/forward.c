@@ -1,0 +1,469 @@
+#define _GNU_SOURCE
+#include "forward.h"
+
+#include "report.h"
+#include "sys.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SOCKETS 64
+#define CHUNK (1U << 18)      /* bytes that one splice asks for, and the size of a pipe */
+#define TURN (8U * CHUNK)     /* bytes that a connection may move before the others get their turn */
+#define SESSIONS 512          /* UDP peers at once */
+#define SESSION_SECONDS 60
+#define DATAGRAM 65536
+#define EVENTS 128
+
+enum kind { LISTENER, DATAGRAMS, STREAM, SESSION, LIFELINE };
+
+/* First member of everything that epoll points to. */
+struct source {
+    enum kind kind;
+    int fd;
+};
+
+struct gate {
+    struct source source;
+    uint16_t port;
+};
+
+/* What flows one way: from one socket into a pipe, and from the pipe into the other socket. */
+struct half {
+    int pipe[2];
+    size_t held;
+    bool ended, shut;
+};
+
+struct stream {
+    struct source source;   /* fd: the client's socket */
+    int inner;
+    struct half half[2];    /* 0: client to service, 1: back */
+    bool closed;
+    struct stream *next_closed;
+};
+
+/* One UDP peer: datagrams from it go out of `source.fd`, answers go back as they came. */
+struct session {
+    struct source source;
+    struct gate *gate;
+    struct sockaddr_storage peer;
+    socklen_t peer_length;
+    char control[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+    socklen_t control_length;
+    time_t used;
+    struct session *next_ended;
+};
+
+static int poller = -1;
+static struct gate gates[SOCKETS];
+static struct session *sessions[SESSIONS];
+static struct stream *closed_streams;
+static struct session *ended_sessions;
+static char datagram[DATAGRAM];
+
+static time_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec;
+}
+
+static int watch(int operation, int fd, struct source *source, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = source};
+
+    return epoll_ctl(poller, operation, fd, &event);
+}
+
+/* Connects to `port` on the jail's loopback: over IPv4, and over IPv6 when nobody listens there. */
+static int connect_inside(int type, uint16_t port)
+{
+    const struct sockaddr_in four = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const struct sockaddr_in6 six = {
+        .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    int fd = socket(AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return -1;
+    if (connect(fd, (const struct sockaddr *)&four, sizeof four) == 0 || errno == EINPROGRESS)
+        return fd;
+    close(fd);
+    fd = socket(AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    if (connect(fd, (const struct sockaddr *)&six, sizeof six) == 0 || errno == EINPROGRESS)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+/* A client whose service cannot be reached sees a reset, as it would from the service's own host. */
+static void refuse(int fd)
+{
+    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(fd);
+}
+
+static void close_stream(struct stream *stream, bool broken)
+{
+    if (stream->closed)
+        return;
+    stream->closed = true;
+    if (broken) {
+        refuse(stream->source.fd);
+        refuse(stream->inner);
+    } else {
+        close(stream->source.fd);
+        close(stream->inner);
+    }
+    for (int way = 0; way < 2; way++) {
+        close(stream->half[way].pipe[0]);
+        close(stream->half[way].pipe[1]);
+    }
+    stream->next_closed = closed_streams;
+    closed_streams = stream;
+}
+
+/* Other events of the same epoll_wait may still point to what was closed: freed after them. */
+static void free_closed(void)
+{
+    while (ended_sessions != NULL) {
+        struct session *next = ended_sessions->next_ended;
+
+        free(ended_sessions);
+        ended_sessions = next;
+    }
+    while (closed_streams != NULL) {
+        struct stream *next = closed_streams->next_closed;
+
+        free(closed_streams);
+        closed_streams = next;
+    }
+}
+
+enum progress { WAITING, MORE, BROKEN };
+
+static enum progress pump(struct half *half, int from, int to)
+{
+    const unsigned flags = SPLICE_F_NONBLOCK | SPLICE_F_MOVE;
+    size_t moved = 0;
+
+    while (moved < TURN) {
+        ssize_t in = 0, out = 0;
+
+        if (!half->ended) {
+            in = splice(from, NULL, half->pipe[1], NULL, CHUNK, flags);
+            if (in > 0)
+                half->held += (size_t)in;
+            else if (in == 0)
+                half->ended = true;
+            else if (errno != EAGAIN && errno != EINTR)
+                return BROKEN;
+        }
+        if (half->held > 0) {
+            out = splice(half->pipe[0], NULL, to, NULL, half->held, flags);
+            if (out > 0) {
+                half->held -= (size_t)out;
+                moved += (size_t)out;
+            } else if (out < 0 && errno != EAGAIN && errno != EINTR) {
+                return BROKEN;
+            }
+        }
+        if (half->ended && half->held == 0) {
+            if (!half->shut && shutdown(to, SHUT_WR) != 0 && errno != ENOTCONN)
+                return BROKEN;
+            half->shut = true;
+            return WAITING;
+        }
+        if (in <= 0 && out <= 0)
+            return WAITING;
+    }
+    return MORE;
+}
+
+static void run_stream(struct stream *stream)
+{
+    const uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+    const enum progress there = pump(&stream->half[0], stream->source.fd, stream->inner);
+    const enum progress back =
+        there == BROKEN ? BROKEN : pump(&stream->half[1], stream->inner, stream->source.fd);
+
+    if (back == BROKEN)
+        close_stream(stream, true);
+    else if (stream->half[0].shut && stream->half[1].shut)
+        close_stream(stream, false);
+    else if (there == MORE || back == MORE)
+        /* Changing an edge-triggered watch reports what is ready once again. */
+        watch(EPOLL_CTL_MOD, stream->source.fd, &stream->source, events);
+}
+
+static void accept_stream(const struct gate *gate)
+{
+    const uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+    const int client = accept4(gate->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    struct stream *stream;
+    int inner;
+
+    if (client < 0)
+        return;
+    inner = connect_inside(SOCK_STREAM, gate->port);
+    if (inner < 0) {
+        refuse(client);
+        return;
+    }
+    stream = calloc(1, sizeof *stream);
+    if (stream == NULL || pipe2(stream->half[0].pipe, O_NONBLOCK | O_CLOEXEC) != 0) {
+        free(stream);
+        refuse(client);
+        close(inner);
+        return;
+    }
+    if (pipe2(stream->half[1].pipe, O_NONBLOCK | O_CLOEXEC) != 0) {
+        close(stream->half[0].pipe[0]);
+        close(stream->half[0].pipe[1]);
+        free(stream);
+        refuse(client);
+        close(inner);
+        return;
+    }
+    stream->source = (struct source){.kind = STREAM, .fd = client};
+    stream->inner = inner;
+    if (watch(EPOLL_CTL_ADD, client, &stream->source, events) != 0 ||
+        watch(EPOLL_CTL_ADD, inner, &stream->source, events) != 0)
+        close_stream(stream, true);
+}
+
+static void end_session(size_t index)
+{
+    struct session *session = sessions[index];
+
+    close(session->source.fd);
+    session->source.fd = -1;
+    session->next_ended = ended_sessions;
+    ended_sessions = session;
+    sessions[index] = NULL;
+}
+
+static void end_old_sessions(void)
+{
+    const time_t limit = now() - SESSION_SECONDS;
+
+    for (size_t i = 0; i < SESSIONS; i++)
+        if (sessions[i] != NULL && sessions[i]->used < limit)
+            end_session(i);
+}
+
+static struct session *session_of(struct gate *gate, const struct msghdr *message)
+{
+    size_t place = SESSIONS, oldest = 0;
+    struct session *session;
+
+    for (size_t i = 0; i < SESSIONS; i++) {
+        session = sessions[i];
+        if (session == NULL) {
+            place = i;
+            continue;
+        }
+        if (session->gate == gate && session->peer_length == message->msg_namelen &&
+            memcmp(&session->peer, message->msg_name, session->peer_length) == 0)
+            return session;
+        if (sessions[oldest] == NULL || session->used < sessions[oldest]->used)
+            oldest = i;
+    }
+    if (place == SESSIONS) {
+        end_session(oldest);
+        place = oldest;
+    }
+    session = calloc(1, sizeof *session);
+    if (session == NULL)
+        return NULL;
+    session->source = (struct source){.kind = SESSION, .fd = connect_inside(SOCK_DGRAM, gate->port)};
+    session->gate = gate;
+    memcpy(&session->peer, message->msg_name, message->msg_namelen);
+    session->peer_length = message->msg_namelen;
+    if (session->source.fd < 0 || watch(EPOLL_CTL_ADD, session->source.fd, &session->source, EPOLLIN) != 0) {
+        if (session->source.fd >= 0)
+            close(session->source.fd);
+        free(session);
+        return NULL;
+    }
+    sessions[place] = session;
+    return session;
+}
+
+static void receive_datagrams(struct gate *gate)
+{
+    for (int turn = 0; turn < EVENTS; turn++) {
+        struct sockaddr_storage peer = {0};
+        char control[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+        struct iovec data = {.iov_base = datagram, .iov_len = sizeof datagram};
+        struct msghdr message = {.msg_name = &peer, .msg_namelen = sizeof peer, .msg_iov = &data,
+                                 .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        const ssize_t length = recvmsg(gate->source.fd, &message, MSG_DONTWAIT);
+        struct session *session;
+
+        if (length < 0)
+            return;
+        session = session_of(gate, &message);
+        if (session == NULL)
+            continue;
+        session->used = now();
+        /* Which of our addresses it came to: the answer leaves from the same one. */
+        session->control_length = (socklen_t)message.msg_controllen;
+        memcpy(session->control, control, session->control_length);
+        send(session->source.fd, datagram, (size_t)length, MSG_DONTWAIT);
+    }
+}
+
+static void answer_datagrams(struct session *session)
+{
+    for (int turn = 0; turn < EVENTS; turn++) {
+        const ssize_t length = recv(session->source.fd, datagram, sizeof datagram, MSG_DONTWAIT);
+        struct iovec data = {.iov_base = datagram, .iov_len = length > 0 ? (size_t)length : 0};
+        struct msghdr message = {.msg_name = &session->peer, .msg_namelen = session->peer_length,
+                                 .msg_iov = &data, .msg_iovlen = 1, .msg_control = session->control,
+                                 .msg_controllen = session->control_length};
+
+        if (length < 0)
+            return;
+        session->used = now();
+        sendmsg(session->gate->source.fd, &message, MSG_DONTWAIT);
+    }
+}
+
+static long number(const char *text, char end, char **rest)
+{
+    long value;
+
+    errno = 0;
+    value = strtol(text, rest, 10);
+    if (errno != 0 || *rest == text || **rest != end || value < 0) {
+        errno = EINVAL;
+        fail("forward arguments", text);
+    }
+    return value;
+}
+
+static void open_gate(struct gate *gate, const char *text)
+{
+    const int on = 1;
+    int type = 0, family = 0;
+    socklen_t length = sizeof type;
+    char *rest;
+
+    gate->source.fd = (int)number(text, ':', &rest);
+    gate->port = (uint16_t)number(rest + 1, '\0', &rest);
+    if (getsockopt(gate->source.fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0 ||
+        getsockopt(gate->source.fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0)
+        fail("forward socket", text);
+    gate->source.kind = type == SOCK_STREAM ? LISTENER : DATAGRAMS;
+    if (type != SOCK_STREAM &&
+        setsockopt(gate->source.fd, family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6,
+                   family == AF_INET ? IP_PKTINFO : IPV6_RECVPKTINFO, &on, sizeof on) != 0)
+        fail("forward socket", text);
+    if (fcntl(gate->source.fd, F_SETFL, O_NONBLOCK) != 0 ||
+        fcntl(gate->source.fd, F_SETFD, FD_CLOEXEC) != 0 ||
+        watch(EPOLL_CTL_ADD, gate->source.fd, &gate->source, EPOLLIN) != 0)
+        fail("forward socket", text);
+}
+
+/* From here on the process is nobody, in the jail's network, and cannot become anything else. */
+static void enter_network(int pidfd, uid_t uid, gid_t gid)
+{
+    if (geteuid() != 0 && sys_setns(pidfd, NEW_USER) != 0)
+        fail("forward setns user", NULL);
+    if (sys_setns(pidfd, NEW_NET) != 0)
+        fail("forward setns net", NULL);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        fail("forward no_new_privs", NULL);
+    if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0))
+        fail("forward ids", NULL);
+    if (sys_capset(0, 0) != 0)
+        fail("forward capset", NULL);
+}
+
+static void serve(struct epoll_event *event)
+{
+    struct source *source = event->data.ptr;
+
+    switch (source->kind) {
+    case LISTENER:
+        accept_stream((struct gate *)source);
+        break;
+    case DATAGRAMS:
+        receive_datagrams((struct gate *)source);
+        break;
+    case STREAM:
+        if (!((struct stream *)source)->closed)
+            run_stream((struct stream *)source);
+        break;
+    case SESSION:
+        answer_datagrams((struct session *)source);
+        break;
+    case LIFELINE:
+        _exit(0);
+    }
+}
+
+int forward(int argc, char **argv)
+{
+    struct source lifelines[2] = {{.kind = LIFELINE, .fd = STDIN_FILENO}, {.kind = LIFELINE, .fd = -1}};
+    struct rlimit files;
+    time_t swept = now();
+    char *rest;
+
+    if (argc < 4 || argc - 3 > SOCKETS) {
+        errno = EINVAL;
+        fail("forward arguments", NULL);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
+        fail("forward dumpable", NULL);
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    lifelines[1].fd = (int)syscall(SYS_pidfd_open, number(argv[0], '\0', &rest), 0U);
+    if (poller < 0 || lifelines[1].fd < 0)
+        fail("forward pidfd_open", argv[0]);
+    for (int i = 0; i < 2; i++)
+        if (watch(EPOLL_CTL_ADD, lifelines[i].fd, &lifelines[i], i == 0 ? EPOLLRDHUP : EPOLLIN) != 0)
+            fail("forward lifeline", NULL);
+    for (int i = 3; i < argc; i++)
+        open_gate(&gates[i - 3], argv[i]);
+    enter_network(lifelines[1].fd, (uid_t)number(argv[1], '\0', &rest), (gid_t)number(argv[2], '\0', &rest));
+    for (;;) {
+        struct epoll_event events[EVENTS];
+        const int count = epoll_wait(poller, events, EVENTS, SESSION_SECONDS * 1000);
+
+        if (count < 0 && errno != EINTR)
+            fail("forward epoll_wait", NULL);
+        for (int i = 0; i < count; i++)
+            serve(&events[i]);
+        free_closed();
+        if (now() - swept >= SESSION_SECONDS) {
+            end_old_sessions();
+            swept = now();
+        }
+    }
+}

@@ -1,0 +1,12 @@
+/* The forwarder: carries what arrives on sockets made outside to ports in a jail's network. */
+#ifndef WARDEN_FORWARD_H
+#define WARDEN_FORWARD_H
+
+/*
+ * argv: PID of a process in the jail, uid and gid to become, then one FD:PORT for each socket: an
+ * inherited TCP listener or bound UDP socket, and the port on the jail's loopback that it leads to.
+ * Ends when that process does, or when standard input closes. Returns an exit status.
+ */
+int forward(int argc, char **argv);
+
+#endif

@@ -1,0 +1,118 @@
+/*
+ * The warden: carries out a plan and decides nothing. `warden PLAN [FRAGMENT-FD]`; PLAN is a path, or
+ * the number of an inherited descriptor.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "guest.h"
+#include "launch.h"
+#include "plan.h"
+#include "report.h"
+#include "settings.h"
+#include "sys.h"
+#include "util.h"
+
+#define ADD_SEALS 1033 /* F_ADD_SEALS */
+#define GET_SEALS 1034 /* F_GET_SEALS */
+#define ALL_SEALS 0x0f /* seal, shrink, grow, write */
+
+static void plain_failure(int error, const char *step, const char *object)
+{
+    dprintf(STDERR_FILENO, "error: launch step `%s` failed on `%s`: %s\n", step, object, strerror(error));
+}
+
+/* From a sealed copy nobody in the jail can reach the program on the host, not even by /proc/1/exe, and with no
+ * environment there is none to read in /proc/1/environ. */
+static void run_from_sealed_copy(char *const *argv)
+{
+    char *const nothing[] = {NULL};
+    struct stat status;
+    off_t at = 0;
+
+    const int own = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    if (own < 0)
+        fail("seal", "/proc/self/exe");
+    if (fcntl(own, GET_SEALS) == ALL_SEALS && environ[0] == NULL) {
+        close(own);
+        return;
+    }
+    const int copy = sys_memfd_create("warden");
+    if (copy < 0 || fstat(own, &status) != 0)
+        fail("seal", "memfd");
+    while (at < status.st_size)
+        if (sendfile(copy, own, &at, (size_t)(status.st_size - at)) <= 0)
+            fail("seal", "copy");
+    if (fcntl(copy, ADD_SEALS, ALL_SEALS) != 0)
+        fail("seal", "memfd");
+    sys_execveat(copy, argv, nothing);
+    fail("seal", "exec");
+}
+
+static void read_plan(struct plan *plan, const char *name)
+{
+    char *end;
+    const long number = strtol(name, &end, 10);
+    const bool given = *name != '\0' && *end == '\0' && number > STDERR_FILENO && number < 65536;
+    const int fd = given ? (int)number : open(name, O_RDONLY | O_CLOEXEC);
+    size_t length = 0;
+
+    if (fd < 0)
+        fail("plan", name);
+    const char *bytes = read_all(fd, PLAN_LIMIT, &length);
+    if (bytes == NULL)
+        fail("plan", name);
+    const char *why = plan_parse(plan, bytes, length);
+    if (why != NULL)
+        fail("plan", why);
+    close(fd);
+}
+
+/* Descriptors beyond those that the plan names are somebody's mistake, and a way out for the jail. */
+static void keep_named(const struct plan *plan, const struct settings *settings)
+{
+    int kept[MESSAGE_FDS] = {STDIN_FILENO,    STDOUT_FILENO,  STDERR_FILENO,  settings->status,
+                             settings->state, settings->gate, settings->leash, settings->enter};
+
+    keep_only(kept, 8 + settings_passed(plan, kept + 8, MESSAGE_FDS - 8));
+}
+
+/* The plan lies in the generation that it is for. */
+static const char *directory_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *directory = slash == NULL ? strdup(".") : strndup(path, (size_t)(slash - path) + 1);
+
+    if (directory == NULL)
+        fail("memory", "");
+    return directory;
+}
+
+int main(int argc, char **argv)
+{
+    struct plan plan = {NULL, 0};
+    struct settings settings;
+
+    failure_hook = plain_failure;
+    if (getpid() == 1 && strcmp(argv[0], GUEST_INIT) == 0)
+        guest_main();
+    if (argc < 2 || argc > 3) {
+        dprintf(STDERR_FILENO, "usage: warden PLAN [FRAGMENT-FD]\n");
+        return EXIT_WALLS;
+    }
+    open_standard();
+    run_from_sealed_copy(argv);
+    for (int i = 1; i < argc; i++)
+        read_plan(&plan, argv[i]);
+    settings_read(&settings, &plan, directory_of(argv[1]));
+    remember_arguments(argc, argv);
+    keep_named(&plan, &settings);
+    return settings.enter >= 0 ? enter(&plan, &settings) : launch(&plan, &settings);
+}

@@ -1,0 +1,31 @@
+/* What the plan gives once, read out of its records and checked to be whole. */
+#ifndef WARDEN_SETTINGS_H
+#define WARDEN_SETTINGS_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "plan.h"
+
+struct settings {
+    unsigned namespaces;
+    enum map_way map_way;
+    bool forks, lifeline, detach, terminal, single;
+    unsigned short rows, columns;
+    int status, state, gate, leash, enter; /* descriptors, -1: none */
+    uid_t uid;
+    gid_t gid;
+    uint64_t capabilities;
+    mode_t umask;
+    const char *directory, *chroot; /* NULL: none */
+    const char *base;               /* where relative sources start */
+    uint64_t ephemeral;             /* bytes, 0: volumes are kept */
+};
+
+/* `base` is used where the plan names none. Fails with EINVAL where a record that every launch needs is missing. */
+void settings_read(struct settings *settings, const struct plan *plan, const char *base);
+
+/* The descriptors that the service gets beyond 0, 1 and 2, as numbered outside; returns how many. */
+size_t settings_passed(const struct plan *plan, int *fds, size_t room);
+
+#endif

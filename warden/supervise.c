@@ -1,0 +1,405 @@
+#define _GNU_SOURCE
+#include "supervise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "jail.h"
+#include "log.h"
+#include "report.h"
+#include "util.h"
+
+enum watched { SIGNALS, CHANNEL, OUTPUT, SYSLOG, MASTER, INPUT, LEASH, WATCHED };
+
+static struct {
+    const struct plan *plan;
+    const struct settings *settings;
+    pid_t child;
+    int child_channel;
+    struct pollfd watched[WATCHED];
+    bool saw_service, raw;
+    struct termios terminal;
+    char typed[4096]; /* read from standard input, not yet taken by the pty */
+    size_t typed_length;
+    char failed_line[MESSAGE_TEXT + 64];
+} self;
+
+void supervisor_owns(const struct child *child)
+{
+    self.child = child->pid;
+    self.child_channel = child->channel;
+}
+
+static void tell(int fd, const char *line, size_t length)
+{
+    if (fd >= 0 && !write_all(fd, line, length) && errno != EPIPE && errno != ENOSPC)
+        _exit(EXIT_WALLS); /* not a descriptor of ours: the caller broke its own plan */
+}
+
+void say(const char *format, ...)
+{
+    char line[MESSAGE_TEXT + 64];
+    va_list arguments;
+
+    va_start(arguments, format);
+    const int size = vsnprintf(line, sizeof line - 1, format, arguments);
+    va_end(arguments);
+    size_t length = size < 0 ? 0 : (size_t)size < sizeof line - 1 ? (size_t)size : sizeof line - 2;
+    for (size_t i = 0; i < length; i++)
+        if ((unsigned char)line[i] < ' ')
+            line[i] = '?'; /* a path cannot forge a line */
+    line[length++] = '\n';
+    tell(self.settings->status, line, length);
+    tell(self.settings->state, line, length);
+}
+
+void say_process(const char *word, pid_t pid)
+{
+    char path[40], stat[1024];
+    unsigned long long start = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t got = fd < 0 ? -1 : read(fd, stat, sizeof stat - 1);
+    if (fd >= 0)
+        close(fd);
+    if (got > 0) {
+        stat[got] = '\0';
+        /* The second field, in parentheses, may hold anything; the 22nd is the 20th after it. */
+        const char *field = strrchr(stat, ')');
+        for (int i = 0; field != NULL && i < 20; i++)
+            field = strchr(field + 1, ' ');
+        if (field != NULL)
+            start = strtoull(field, NULL, 10);
+    }
+    say("%s %d %llu", word, (int)pid, start);
+}
+
+static void remove_path(const char *path)
+{
+    /* A cgroup stays busy for a moment after its last process is gone. */
+    for (int tries = 0; rmdir(path) != 0 && errno == EBUSY && tries < 50; tries++)
+        usleep(2000);
+    if (errno == ENOTDIR)
+        unlink(path);
+}
+
+bool is_removed(const struct record *record)
+{
+    return record->op == OP_REMOVE || (record->op == OP_CGROUP_DIR && record->a == 0);
+}
+
+/* Last made, first removed. */
+static void remove_leftovers(void)
+{
+    for (size_t i = self.plan->count; i-- > 0;) {
+        const struct record *record = &self.plan->records[i];
+        if (is_removed(record))
+            remove_path(record->data);
+    }
+}
+
+static void restore_terminal(void)
+{
+    if (self.raw)
+        tcsetattr(STDIN_FILENO, TCSADRAIN, &self.terminal);
+    self.raw = false;
+}
+
+/* The launcher has no words for the cause; who has some may be named in the plan. */
+static void explain_failure(int error, const char *step, const char *object)
+{
+    const struct record *record = plan_last(self.plan, OP_ON_FAILURE);
+
+    if (self.settings->status >= 0)
+        return;
+    if (record == NULL) {
+        dprintf(STDERR_FILENO, "error: launch step `%s` failed on `%s`: %s\n", step, object, strerror(error));
+        return;
+    }
+    char **argv = plan_strings(record);
+    size_t count = 0;
+    while (argv[count] != NULL)
+        count++;
+    char **longer = calloc(count + 2, sizeof *longer);
+    if (longer == NULL)
+        return;
+    memcpy(longer, argv, count * sizeof *argv);
+    longer[count] = self.failed_line;
+    execve(longer[0], longer, environ);
+}
+
+/* A child that fails while the launcher still writes to it has said why: that is the cause, not the broken pipe. */
+static void prefer_the_childs_reason(int *error, const char **step, const char **object)
+{
+    static struct message message;
+    struct pollfd ready = {.fd = self.child_channel, .events = POLLIN};
+
+    while (self.child_channel >= 0 && poll(&ready, 1, 0) == 1 && channel_receive(ready.fd, &message))
+        if (message.kind == MESSAGE_FAILED) {
+            *error = message.error;
+            *step = message.text;
+            *object = message.text + strlen(message.text) + 1;
+            return;
+        }
+}
+
+static void launcher_failed(int error, const char *step, const char *object)
+{
+    failure_hook = NULL;
+    if (strcmp(step, "channel") == 0)
+        prefer_the_childs_reason(&error, &step, &object);
+    if (self.child > 0) {
+        kill(self.child, SIGKILL);
+        while (waitpid(self.child, NULL, 0) < 0 && errno == EINTR)
+            continue;
+    }
+    restore_terminal();
+    snprintf(self.failed_line, sizeof self.failed_line, "failed %d %s: %s", error, step, object);
+    say("%s", self.failed_line);
+    remove_leftovers();
+    explain_failure(error, step, object);
+}
+
+void supervisor_begin(const struct plan *plan, const struct settings *settings)
+{
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigset_t read_later;
+
+    self.plan = plan;
+    self.settings = settings;
+    self.child_channel = -1;
+    failure_hook = launcher_failed;
+    sigaction(SIGPIPE, &ignore, NULL);
+    sigemptyset(&read_later);
+    sigaddset(&read_later, SIGCHLD);
+    for (size_t i = 0; i < forwarded_count; i++)
+        sigaddset(&read_later, forwarded_signals[i]);
+    if (sigprocmask(SIG_SETMASK, &read_later, NULL) != 0)
+        fail("signals", "sigprocmask");
+    const int fd = signalfd(-1, &read_later, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (fd < 0)
+        fail("signals", "signalfd");
+    for (size_t i = 0; i < WATCHED; i++)
+        self.watched[i] = (struct pollfd){.fd = -1, .events = POLLIN};
+    self.watched[SIGNALS].fd = fd;
+}
+
+static void copy_window_size(void)
+{
+    struct winsize size;
+
+    if (ioctl(STDIN_FILENO, TIOCGWINSZ, &size) == 0)
+        ioctl(self.watched[MASTER].fd, TIOCSWINSZ, &size);
+}
+
+static void begin_terminal(int master)
+{
+    struct termios raw;
+
+    self.watched[MASTER].fd = master;
+    self.watched[INPUT].fd = STDIN_FILENO;
+    fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK);
+    if (tcgetattr(STDIN_FILENO, &self.terminal) != 0)
+        return; /* standard input is no terminal: nothing to make raw */
+    raw = self.terminal;
+    cfmakeraw(&raw);
+    self.raw = tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) == 0;
+    copy_window_size();
+}
+
+static void read_channel(void)
+{
+    struct message message;
+
+    if (!channel_receive(self.watched[CHANNEL].fd, &message)) {
+        close(self.watched[CHANNEL].fd);
+        self.watched[CHANNEL].fd = -1;
+        if (!self.saw_service) {
+            errno = ECHILD;
+            fail("launch", "PID 1 ended early");
+        }
+        say("exec ok");
+        return;
+    }
+    switch (message.kind) {
+    case MESSAGE_FAILED:
+        errno = message.error;
+        fail(message.text, message.text + strlen(message.text) + 1);
+    case MESSAGE_SERVICE:
+        self.saw_service = true;
+        say_process("service", message.sender);
+        break;
+    case MESSAGE_GATED:
+        say("gated");
+        break;
+    case MESSAGE_TERMINAL:
+        if (message.fd_count == 1)
+            begin_terminal(message.fds[0]);
+        break;
+    case MESSAGE_LOG_SOCKET:
+        if (message.fd_count == 1)
+            self.watched[SYSLOG].fd = message.fds[0];
+        break;
+    default:
+        errno = EPROTO;
+        fail("channel", "message");
+    }
+}
+
+/* False at the end of the stream, or when nothing is there now. */
+static bool read_output(int fd)
+{
+    char bytes[65536];
+    const ssize_t got = read(fd, bytes, sizeof bytes);
+
+    if (got > 0)
+        log_write(bytes, (size_t)got);
+    return got > 0;
+}
+
+static bool read_syslog(int fd)
+{
+    char bytes[8192];
+    const ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+
+    if (got >= 0)
+        log_datagram(bytes, (size_t)got);
+    return got >= 0;
+}
+
+static bool read_master(int fd)
+{
+    char bytes[65536];
+    const ssize_t got = read(fd, bytes, sizeof bytes);
+
+    return got > 0 && write_all(STDOUT_FILENO, bytes, (size_t)got);
+}
+
+/* The end of standard input is the terminal's end-of-file key to what reads from the pty. */
+static void read_input(void)
+{
+    static const char end_of_file = 4;
+    ssize_t got = read(STDIN_FILENO, self.typed, sizeof self.typed);
+
+    if (got <= 0) {
+        self.watched[INPUT].fd = -1;
+        self.typed[0] = end_of_file;
+        got = 1;
+    }
+    self.typed_length = (size_t)got;
+}
+
+static void flush_input(void)
+{
+    const ssize_t put = write(self.watched[MASTER].fd, self.typed, self.typed_length);
+
+    if (put < 0 && errno != EAGAIN)
+        self.typed_length = 0; /* the slave is closed: nobody reads this */
+    if (put > 0) {
+        self.typed_length -= (size_t)put;
+        memmove(self.typed, self.typed + put, self.typed_length);
+    }
+}
+
+static void read_signals(void)
+{
+    struct signalfd_siginfo information;
+
+    while (read(self.watched[SIGNALS].fd, &information, sizeof information) == (ssize_t)sizeof information) {
+        const int number = (int)information.ssi_signo;
+        if (number == SIGWINCH && self.watched[MASTER].fd >= 0)
+            copy_window_size();
+        else if (number != SIGCHLD)
+            kill(self.child, number);
+    }
+}
+
+/* Every process of the jail is gone: what it wrote last is in the pipes. */
+static void drain(void)
+{
+    while (self.watched[OUTPUT].fd >= 0 && read_output(self.watched[OUTPUT].fd))
+        continue;
+    while (self.watched[SYSLOG].fd >= 0 && read_syslog(self.watched[SYSLOG].fd))
+        continue;
+    while (self.watched[MASTER].fd >= 0 && read_master(self.watched[MASTER].fd))
+        continue;
+    while (self.watched[CHANNEL].fd >= 0)
+        read_channel();
+}
+
+static void serve(void)
+{
+    struct pollfd *watched = self.watched;
+
+    if ((watched[SIGNALS].revents & POLLIN) != 0)
+        read_signals();
+    if (watched[CHANNEL].fd >= 0 && watched[CHANNEL].revents != 0)
+        read_channel();
+    if (watched[OUTPUT].fd >= 0 && watched[OUTPUT].revents != 0 && !read_output(watched[OUTPUT].fd))
+        watched[OUTPUT].fd = -1;
+    if (watched[SYSLOG].fd >= 0 && watched[SYSLOG].revents != 0)
+        read_syslog(watched[SYSLOG].fd);
+    if (watched[MASTER].fd >= 0 && (watched[MASTER].revents & POLLOUT) != 0)
+        flush_input();
+    if (watched[MASTER].fd >= 0 && (watched[MASTER].revents & (POLLIN | POLLHUP | POLLERR)) != 0 &&
+        !read_master(watched[MASTER].fd) && errno != EAGAIN)
+        watched[MASTER].fd = -1; /* EIO: the last slave is closed */
+    if (watched[INPUT].fd >= 0 && watched[INPUT].revents != 0 && self.typed_length == 0)
+        read_input();
+    if (watched[LEASH].fd >= 0 && watched[LEASH].revents != 0) {
+        watched[LEASH].fd = -1;
+        kill(self.child, SIGKILL);
+    }
+}
+
+static int finish(const struct child *child, int status)
+{
+    int own;
+
+    drain();
+    /* PID 1 ends with 0 once it has handed over the service's status; anything else befell PID 1 itself. */
+    if (child->lifeline >= 0 && WIFEXITED(status) &&
+        recv(child->lifeline, &own, sizeof own, MSG_DONTWAIT) == (ssize_t)sizeof own)
+        status = own;
+    restore_terminal();
+    if (WIFSIGNALED(status))
+        say("signal %d", WTERMSIG(status));
+    else
+        say("exit %d", WEXITSTATUS(status));
+    remove_leftovers();
+    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+int supervise(const struct child *child)
+{
+    int status;
+
+    self.watched[CHANNEL].fd = child->channel;
+    self.watched[OUTPUT].fd = child->output;
+    self.watched[LEASH].fd = self.settings->leash;
+    for (;;) {
+        self.watched[MASTER].events = (short)(self.typed_length > 0 ? POLLIN | POLLOUT : POLLIN);
+        self.watched[INPUT].events = (short)(self.typed_length > 0 ? 0 : POLLIN);
+        if (poll(self.watched, WATCHED, -1) < 0 && errno != EINTR)
+            fail("supervise", "poll");
+        serve();
+        const pid_t ended = waitpid(child->pid, &status, WNOHANG);
+        if (ended == child->pid)
+            break;
+    }
+    self.child = 0;
+    return finish(child, status);
+}
