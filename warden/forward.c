@@ -390,15 +390,31 @@ static void open_gate(struct gate *gate, const char *text)
 static void enter_network(int pidfd, uid_t uid, gid_t gid)
 {
     if (geteuid() != 0 && sys_setns(pidfd, NEW_USER) != 0)
-        fail("forward setns user", NULL);
+        fail("forward setns user", "");
     if (sys_setns(pidfd, NEW_NET) != 0)
-        fail("forward setns net", NULL);
+        fail("forward setns net", "");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-        fail("forward no_new_privs", NULL);
+        fail("forward no_new_privs", "");
     if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0))
-        fail("forward ids", NULL);
+        fail("forward ids", "");
     if (sys_capset(0, 0) != 0)
-        fail("forward capset", NULL);
+        fail("forward capset", "");
+}
+
+/* Whoever started the forwarder goes on once it is ready; streams of its starter it holds none. */
+static void go_to_background(void)
+{
+    const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    const pid_t pid = fork();
+
+    if (pid < 0 || null < 0)
+        fail("forward fork", "");
+    if (pid > 0)
+        _exit(0);
+    setsid();
+    for (int fd = 0; fd < 3; fd++)
+        if (dup2(null, fd) < 0)
+            fail("forward descriptors", "/dev/null");
 }
 
 static void serve(struct epoll_event *event)
@@ -426,38 +442,38 @@ static void serve(struct epoll_event *event)
 
 int forward(int argc, char **argv)
 {
-    struct source lifelines[2] = {{.kind = LIFELINE, .fd = STDIN_FILENO}, {.kind = LIFELINE, .fd = -1}};
+    struct source lifeline = {.kind = LIFELINE, .fd = -1};
     struct rlimit files;
     time_t swept = now();
     char *rest;
 
     if (argc < 4 || argc - 3 > SOCKETS) {
         errno = EINVAL;
-        fail("forward arguments", NULL);
+        fail("forward arguments", "");
     }
     signal(SIGPIPE, SIG_IGN);
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
-        fail("forward dumpable", NULL);
+        fail("forward dumpable", "");
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
     poller = epoll_create1(EPOLL_CLOEXEC);
-    lifelines[1].fd = (int)syscall(SYS_pidfd_open, number(argv[0], '\0', &rest), 0U);
-    if (poller < 0 || lifelines[1].fd < 0)
+    lifeline.fd = (int)syscall(SYS_pidfd_open, number(argv[0], '\0', &rest), 0U);
+    if (poller < 0 || lifeline.fd < 0)
         fail("forward pidfd_open", argv[0]);
-    for (int i = 0; i < 2; i++)
-        if (watch(EPOLL_CTL_ADD, lifelines[i].fd, &lifelines[i], i == 0 ? EPOLLRDHUP : EPOLLIN) != 0)
-            fail("forward lifeline", NULL);
+    if (watch(EPOLL_CTL_ADD, lifeline.fd, &lifeline, EPOLLIN) != 0)
+        fail("forward lifeline", argv[0]);
     for (int i = 3; i < argc; i++)
         open_gate(&gates[i - 3], argv[i]);
-    enter_network(lifelines[1].fd, (uid_t)number(argv[1], '\0', &rest), (gid_t)number(argv[2], '\0', &rest));
+    enter_network(lifeline.fd, (uid_t)number(argv[1], '\0', &rest), (gid_t)number(argv[2], '\0', &rest));
+    go_to_background();
     for (;;) {
         struct epoll_event events[EVENTS];
         const int count = epoll_wait(poller, events, EVENTS, SESSION_SECONDS * 1000);
 
         if (count < 0 && errno != EINTR)
-            fail("forward epoll_wait", NULL);
+            fail("forward epoll_wait", "");
         for (int i = 0; i < count; i++)
             serve(&events[i]);
         free_closed();

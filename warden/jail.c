@@ -79,15 +79,6 @@ static size_t tree_count(const struct plan *plan)
     return count;
 }
 
-/* Files in a tmpfs made under an unmapped id: EOVERFLOW. So the jail's root comes first. */
-static void become_jail_root(const struct settings *settings)
-{
-    if (settings->single)
-        return;
-    if (setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0)
-        fail("jail root", "0");
-}
-
 static void write_sysctls(const struct plan *plan)
 {
     const struct record *record = NULL;

@@ -121,6 +121,7 @@ static void run(char *const *argv, const char *step)
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
+        signal(SIGPIPE, SIG_DFL);
         execve(argv[0], argv, environ);
         _exit(EXIT_NOT_FOUND);
     }
@@ -223,6 +224,10 @@ static void run_helpers(const struct plan *plan, pid_t pid)
         }
         run(argv, "helper");
     }
+    int fds[MESSAGE_FDS];
+    const size_t count = settings_helpers(plan, fds, MESSAGE_FDS);
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
 }
 
 /* The launch's sockets and the log's pipe; the ends for the child are given back through the arguments. */
@@ -341,6 +346,7 @@ int enter(const struct plan *plan, const struct settings *settings)
         become_child(plan, settings, channel, lifeline, output);
         if (!channel_receive(channel, &go))
             _exit(EXIT_WALLS);
+        become_jail_root(settings);
         service_main(plan, settings, channel, true);
     }
     supervisor_owns(&child);

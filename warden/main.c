@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "attend.h"
+#include "forward.h"
 #include "guest.h"
 #include "launch.h"
 #include "plan.h"
@@ -81,7 +83,9 @@ static void keep_named(const struct plan *plan, const struct settings *settings)
     int kept[MESSAGE_FDS] = {STDIN_FILENO,    STDOUT_FILENO,  STDERR_FILENO,  settings->status,
                              settings->state, settings->gate, settings->leash, settings->enter};
 
-    keep_only(kept, 8 + settings_passed(plan, kept + 8, MESSAGE_FDS - 8));
+    size_t count = 8 + settings_passed(plan, kept + 8, MESSAGE_FDS - 8);
+    count += settings_helpers(plan, kept + count, MESSAGE_FDS - count);
+    keep_only(kept, count);
 }
 
 /* The plan lies in the generation that it is for. */
@@ -103,6 +107,10 @@ int main(int argc, char **argv)
     failure_hook = plain_failure;
     if (getpid() == 1 && strcmp(argv[0], GUEST_INIT) == 0)
         guest_main();
+    if (argc > 1 && strcmp(argv[1], "forward") == 0)
+        return forward(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "attend") == 0)
+        return attend(argc - 2, argv + 2);
     if (argc < 2 || argc > 3) {
         dprintf(STDERR_FILENO, "usage: warden PLAN [FRAGMENT-FD]\n");
         return EXIT_WALLS;

@@ -72,6 +72,7 @@ static const struct shape {
     [OP_SYMLINK] = {PAIR, {0, 0, 0, 0}},
     [OP_READONLY] = {STRING, {TREES, 0, 0, 0}},
     [OP_LOG_SOCKET] = {STRING, {0, 0, 0, 0}},
+    [OP_HELPER_FD] = {NOTHING, {FD, 0, 0, 0}},
 };
 
 static bool ends_in_nul(const struct record *record)

@@ -67,6 +67,7 @@ enum op {
     OP_SYMLINK = 45,      /* target, path */
     OP_READONLY = 46,     /* path to remount read-only; a: enum tree_flag */
     OP_LOG_SOCKET = 47,   /* path of a datagram socket that feeds the log */
+    OP_HELPER_FD = 48,    /* a: fd that the helpers get; the jail does not */
 };
 
 enum map_way { MAP_DIRECT = 0, MAP_HELPERS = 1, MAP_SINGLE = 2 };

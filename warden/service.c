@@ -38,6 +38,16 @@ void refuse_directories(const int *fds, size_t count)
     }
 }
 
+void become_jail_root(const struct settings *settings)
+{
+    if (settings->single)
+        return;
+    if (setgroups(0, NULL) != 0)
+        fail("groups", "jail root");
+    if (setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0)
+        fail("jail root", "0");
+}
+
 /* The pty comes from the jail's own devpts: with the host's, `tty` says "not a tty". */
 static void own_terminal(const struct settings *settings, int channel)
 {
@@ -296,14 +306,26 @@ static void execute(char *const *argv, char *const *variables)
     errno = error;
 }
 
+static void change_root(const struct settings *settings)
+{
+    const int base = open(settings->base, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const int root =
+        base < 0 ? -1 : sys_openat2(base, settings->chroot, O_PATH | O_DIRECTORY | O_CLOEXEC, RESOLVE_NO_SYMLINKS);
+
+    if (root < 0 || fchdir(root) != 0 || chroot(".") != 0 || chdir("/") != 0)
+        fail("chroot", settings->chroot);
+    close(root);
+    close(base);
+}
+
 _Noreturn void service_main(const struct plan *plan, const struct settings *settings, int channel, bool orphan_dies)
 {
     const int standard[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
     int gate = settings->gate, passed[PASS_LIMIT];
 
     channel_send(channel, MESSAGE_SERVICE, 0, "", 0, NULL, 0);
-    if (settings->chroot != NULL && (chdir(settings->chroot) != 0 || chroot(".") != 0 || chdir("/") != 0))
-        fail("chroot", settings->chroot);
+    if (settings->chroot != NULL)
+        change_root(settings);
     if (setsid() < 0)
         fail("setsid", "");
     if (settings->terminal)

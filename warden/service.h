@@ -11,6 +11,10 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
 /* Gives up every capability but `kept`, in all five sets and for good. */
 void capabilities_limit(uint64_t kept, bool inheritable);
 
+/* Takes the jail's uid and gid 0, and no group. Under an unmapped id a new file in a tmpfs is EOVERFLOW, and a new
+ * pty cannot be given away. With one id there is no other to take. */
+void become_jail_root(const struct settings *settings);
+
 /* Fails where a descriptor is a directory: `openat(fd, "..")` leads out of any root. */
 void refuse_directories(const int *fds, size_t count);
 

@@ -75,12 +75,12 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
     }
 }
 
-size_t settings_passed(const struct plan *plan, int *fds, size_t room)
+static size_t descriptors(const struct plan *plan, enum op op, int *fds, size_t room)
 {
     const struct record *record = NULL;
     size_t count = 0;
 
-    while ((record = plan_next(plan, OP_PASS, record)) != NULL) {
+    while ((record = plan_next(plan, op, record)) != NULL) {
         if (count == room) {
             errno = EMFILE;
             fail("plan", "too many descriptors to pass");
@@ -88,4 +88,14 @@ size_t settings_passed(const struct plan *plan, int *fds, size_t room)
         fds[count++] = (int)record->a;
     }
     return count;
+}
+
+size_t settings_passed(const struct plan *plan, int *fds, size_t room)
+{
+    return descriptors(plan, OP_PASS, fds, room);
+}
+
+size_t settings_helpers(const struct plan *plan, int *fds, size_t room)
+{
+    return descriptors(plan, OP_HELPER_FD, fds, room);
 }

@@ -28,4 +28,7 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
 /* The descriptors that the service gets beyond 0, 1 and 2, as numbered outside; returns how many. */
 size_t settings_passed(const struct plan *plan, int *fds, size_t room);
 
+/* The descriptors that the helpers get, likewise. */
+size_t settings_helpers(const struct plan *plan, int *fds, size_t room);
+
 #endif

@@ -123,19 +123,23 @@ void keep_only(const int *fds, size_t count)
         fail("descriptors", "close_range");
 }
 
-static char *arguments; /* the first after the program's name */
+static char *arguments;
 static size_t arguments_length;
 
 void remember_arguments(int argc, char **argv)
 {
     /* The kernel lays them end to end (proc(5), cmdline). */
-    arguments = argv[1];
-    arguments_length = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[1]);
+    arguments = argv[0];
+    arguments_length = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) - argv[0]);
 }
 
 void hide_arguments(void)
 {
+    static const char name[] = "warden";
+
     memset(arguments, 0, arguments_length);
+    if (arguments_length >= sizeof name)
+        memcpy(arguments, name, sizeof name);
 }
 
 void open_standard(void)

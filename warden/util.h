@@ -40,7 +40,7 @@ bool channel_receive(int channel, struct message *message);
 /* Closes every descriptor but these. */
 void keep_only(const int *fds, size_t count);
 
-/* Keeps only the program's name in what others read as its command line. */
+/* Leaves nothing but a name in what others read as this process's command line. */
 void remember_arguments(int argc, char **argv);
 void hide_arguments(void);
 

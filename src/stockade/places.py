@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["configuration", "jail", "jails", "run", "runtime", "state"]
+__all__ = [
+    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "run", "runtime", "state",
+]  # fmt: skip
 
 
 def _home(variable: str, fallback: str) -> Path:
@@ -54,3 +56,28 @@ def jail(name: str) -> Path:
 def runtime(name: str) -> Path:
     """Runtime directory of the jail `name`."""
     return run() / name
+
+
+def images() -> Path:
+    """Directory that holds one directory for each image."""
+    return state() / "images"
+
+
+def kernels() -> Path:
+    """Directory of what was measured of this host's UML kernels."""
+    return state() / "kernels"
+
+
+def guests() -> Path:
+    """Directory that holds one directory for each guest."""
+    return state() / "guests"
+
+
+def guest(name: str) -> Path:
+    """State directory of the guest `name`."""
+    return guests() / name
+
+
+def guest_runtime(name: str) -> Path:
+    """Runtime directory of the guest `name`. No jail can have its name: those begin with a letter or digit."""
+    return run() / "@guests" / name

@@ -15,7 +15,11 @@ def status(pid: int) -> dict[str, str]:
 
 
 def exists(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Whether the process runs: what its parent has not asked for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:

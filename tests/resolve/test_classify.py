@@ -87,7 +87,10 @@ def test_a_link_into_proc_is_recreated_and_not_followed(world: World) -> None:
 
 def test_sys_is_never_copied(world: World) -> None:
     world.file("/sys/kernel/x")
-    closure = world.resolve(trace(did("read", "/sys/kernel/x")))
+    closure = world.resolve(trace(did("read", "/sys/kernel/x"), did("read", "/sys/devices/system/cpu/online")))
+    assert reasons(closure) == {
+        "/sys/devices/system/cpu/online": "kernel information that its reader does without"
+    }
     assert ("sysfs", "/sys") in advice(closure)
     assert not any(name.startswith("/sys") for name in paths(closure))
 
@@ -237,6 +240,15 @@ def test_a_failed_creation_needs_its_directory(world: World, operation: str) -> 
     assert list(work(closure.state)) == ["/var/lib/app"]
 
 
+def test_a_directory_that_nobody_made_belongs_to_the_services_user(world: World) -> None:
+    """systemd would have made it with RuntimeDirectory."""
+    world.directory("/run")
+    world.file("/etc/passwd", "root:x:0:0::/root:/bin/sh\nredis:x:105:108::/:/bin/sh\n")
+    given = spec(service=Service(command=(PROGRAM,), user="redis"))
+    closure = world.resolve(trace(did("create", "/run/redis/redis.pid", "ENOENT")), given)
+    assert work(closure.tmpfs) == {"/run/redis": (0o755, 105, 108)}
+
+
 # rule 6: other processes' sockets
 
 
@@ -356,7 +368,7 @@ def test_a_file_that_was_only_looked_at_is_copied(world: World) -> None:
 # rule 12 and what the build makes
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/ld.so.cache"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/ld.so.conf"])
 def test_what_the_build_makes_stays_out_and_its_directory_comes_in(world: World, path: str) -> None:
     world.file(path)
     closure = world.resolve(trace(did("read", path)))

@@ -127,12 +127,6 @@ def test_the_resolver_comes_with_a_network_when_nothing_was_observed(world: Worl
     assert "/etc/hosts" in paths(world.resolve(trace(did("read", "/etc/resolv.conf"))))
 
 
-def test_the_linkers_configuration_comes_with_what_is_linked() -> None:
-    closure = resolve(None, spec(service=command("/bin/true")))
-    assert {"/etc/ld.so.conf", "/etc/ld.so.conf.d"} <= paths(closure)
-    assert "/etc/ld.so.cache" not in paths(closure)
-
-
 def test_a_variable_of_the_environment_leads_to_no_other_directory(world: World) -> None:
     world.file("/usr/share/secret")
     given = spec(timezone=True, service=command("/usr/bin/service", TZ="../secret"))

@@ -65,8 +65,8 @@ def _show(report: BuildReport) -> None:
     for advice in report.advice:
         console.text(f"note: {advice.message} ({advice.path})")
     for secret in report.new_secrets:
-        console.text(f"new {secret.kind} `{secret.name}`: {secret.value.strip()}")
-        console.text(f"  kept in {secret.kept}")
+        value = f": {secret.value.strip()}" if secret.value else ""
+        console.text(f"new {secret.kind} `{secret.name}`{value}, kept in {secret.kept}")
     if report.stages:
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stages.items())
         console.text(f"time: {times}; together {sum(report.stages.values()):.1f} s")

@@ -38,7 +38,8 @@ def text(line: str = "") -> None:
 
 
 def note(line: str) -> None:
-    """Write one line beside the report."""
+    """Write one line beside the report, after what was written to it."""
+    sys.stdout.flush()
     print(_printable(line), file=sys.stderr, flush=True)
 
 

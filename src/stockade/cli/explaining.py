@@ -122,7 +122,7 @@ def _show(report: SummaryReport) -> None:
         ("accounts", report.accounts), ("devices", report.devices), ("capabilities", report.capabilities),
         ("writable directories", report.writable),
     ):  # fmt: skip
-        console.text(f"{title}: {', '.join(items) or 'none'}")
+        console.text(f"{title}, {len(items)}: {', '.join(items)}" if items else f"{title}: none")
     for title, counts in (
         ("packages, by files", report.packages), ("why entries are there", report.evidence),
         ("what failed and is no need", report.false_positives),

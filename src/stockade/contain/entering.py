@@ -9,7 +9,7 @@ from pathlib import Path
 from . import runfiles, wire
 from .jail import Running
 from .registry import find
-from .starting import Streams, command_records, start, terminal_record
+from .starting import Streams, command_records, open_standard, start, terminal_record
 
 __all__ = ["enter"]
 
@@ -32,6 +32,7 @@ def enter(
     Ids, capabilities, no_new_privs, Landlock, filter and limits are those of the jail's plan.
     """
     jail = find(name)
+    open_standard()
     target = _member(jail.init_pid, jail.pid)
     try:
         fragment = [

@@ -41,8 +41,9 @@ def run(
         return
     plan = f"{generation}/plan"
     place = f"{_place('run')}/{name}@{os.getpid()}"
-    # A wrapper puts the warden into a scope of systemd's: `launch` knows how.
-    if not os.path.exists(plan) or os.path.exists(f"{generation}/wrapper") or not _own(os.path.dirname(place)):
+    # `launch` knows how to put the warden into a scope of systemd's, and how to start network helpers.
+    aside = any(os.path.exists(f"{generation}/{name}") for name in ("wrapper", "network"))
+    if not os.path.exists(plan) or aside or not _own(os.path.dirname(place)):
         return
     if terminal is None:
         terminal = os.isatty(0) and os.isatty(1)

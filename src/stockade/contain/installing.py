@@ -15,6 +15,7 @@ from stockade.records.spec import Spec
 from .compile import compile_plan
 from .encoding import encode
 from .ids import for_jail
+from .network import write_marker
 from .volumes import prepare
 
 __all__ = ["install"]
@@ -36,6 +37,7 @@ def install(spec: Spec, lock: Lock, *, generation: Path, allow_ptrace: bool = Fa
         _write(generation / "wrapper", b"\0".join(os.fsencode(word) for word in wrapper))
     else:
         (generation / "wrapper").unlink(missing_ok=True)
+    write_marker(spec.network, ids, generation)
     _write(generation / "plan", encode(plan))
     return plan
 

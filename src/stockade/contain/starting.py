@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -16,6 +17,7 @@ from stockade.errors import NotFoundError, StateError
 from . import runfiles, wire
 from .identity import account
 from .jail import Running
+from .network import connection
 from .spawn import spawn
 
 __all__ = ["Streams", "current", "launch", "launch_generation"]
@@ -108,8 +110,12 @@ def launch_generation(
         fragment += _sockets(sockets)
     if terminal:
         fragment.append(terminal_record())
-    state = runfiles.claim(instance)
-    try:
+    open_standard()
+    with contextlib.ExitStack() as stack:
+        state = runfiles.claim(instance)
+        stack.callback(os.close, state)
+        outside = stack.enter_context(connection(generation, publish=argv is None))
+        fragment += outside.records
         os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
         fragment.append(wire.record(wire.STATE, state))
         if detach:
@@ -121,11 +127,16 @@ def launch_generation(
             fragment.append(wire.record(wire.LIFELINE))
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
-            streams=Streams(stdin, stdout, stderr), inherit=(state, *sockets), gate=gate, detach=detach,
-            wrapper=_wrapper(generation),
+            streams=Streams(stdin, stdout, stderr), inherit=(state, *sockets, *outside.inherit), gate=gate,
+            detach=detach, wrapper=_wrapper(generation),
         )  # fmt: skip
-    finally:
-        os.close(state)
+
+
+def open_standard() -> None:
+    """Give a caller without standard streams /dev/null, or a descriptor of the launch would be taken for one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 class Streams:

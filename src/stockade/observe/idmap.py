@@ -22,7 +22,7 @@ def segments(own: int, first: int, count: int) -> list[tuple[int, int, int]]:
 
 
 def apply(pid: int, ids: Range, *, uid: int, gid: int) -> None:
-    """Map the ids of the user namespace of process `pid` through newuidmap(1) and newgidmap(1); HostError if refused."""
+    """Map the ids of process `pid`'s user namespace by newuidmap(1) and newgidmap(1); HostError if refused."""
     for command, own, first in (("newuidmap", uid, ids.first_uid), ("newgidmap", gid, ids.first_gid)):
         program = shutil.which(command)
         if program is None:

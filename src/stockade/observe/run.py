@@ -187,15 +187,21 @@ class _Outside:
     ) -> Process:
         spec, identity = self.spec, self.identity
         prefix = f"t{len(recorded)}"
+        before, environment = tracer.launcher(
+            f"{TRACE_DIRECTORY}/{prefix}",
+            environment=service_environment(spec) if self.environment is None else self.environment,
+            syscalls=self.syscalls,
+            privileged=self.privileged,
+        )
         process = view.spawn(
             command,
-            environment=service_environment(spec) if self.environment is None else self.environment,
+            before=before,
+            environment=environment,
             directory=spec.service.directory,
             uid=identity.uid,
             gid=identity.gid,
             groups=identity.groups,
             umask=int(spec.service.umask, 8),
-            before=tracer.launcher(f"{TRACE_DIRECTORY}/{prefix}", syscalls=self.syscalls, privileged=self.privileged),
             processor=tracer.processor(),
             stdin=stdin,
             stdout=stdout,

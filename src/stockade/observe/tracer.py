@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from ..errors import HostError, ObserveError
@@ -21,6 +22,9 @@ __all__ = ["Tracer", "launcher", "processor", "require"]
 
 _ATTACH_TIMEOUT_S = 10.0
 _POLL_S = 0.002
+
+#: For strace. Without TZ, localtime(3) looks at /etc/localtime again for the time on each line.
+_TIME_ZONE = {"TZ": "UTC0"}
 
 
 def require() -> str:
@@ -40,21 +44,25 @@ def processor() -> int:
 
 
 def _options(output: str, *, syscalls: bool) -> list[str]:
-    traced = [f"raw=!{TRACED}"] if syscalls else [f"trace={TRACED}"]
-    return [
-        "-ff", "-y", "-ttt", "-s", "256", "-e", traced[0], "-e", f"verbose={DECODED}", "-e", "signal=none", "-o", output,
-    ]  # fmt: skip
+    traced = f"raw=!{TRACED}" if syscalls else f"trace={TRACED}"
+    expressions = [word for value in (traced, f"verbose={DECODED}", "signal=none") for word in ("-e", value)]
+    return ["-ff", "-y", "-ttt", "-s", "256", *expressions, "-o", output]
 
 
-def launcher(output: str, *, syscalls: bool, privileged: bool) -> list[str]:
-    """A command that executes the rest of its arguments under strace, which writes `output`.PID.
+def launcher(
+    output: str, *, environment: Mapping[str, str], syscalls: bool, privileged: bool
+) -> tuple[list[str], dict[str, str]]:
+    """A command that executes the rest of its arguments under strace, and the environment for that command.
 
-    The program keeps the process id; strace itself runs detached. With `syscalls` every call is
-    shown. With `privileged` setuid programs gain their rights, at the cost of speed; otherwise the whole has
-    no_new_privs.
+    strace writes `output`.PID and runs detached; the program keeps the process id, and finds `environment`. With
+    `syscalls` every call is shown. With `privileged` setuid programs gain their rights, at the cost of
+    speed; otherwise the whole has no_new_privs.
     """
     fast = [] if syscalls or privileged else ["--seccomp-bpf"]
-    return ["strace", "-DDD", "-qqq", *fast, *_options(output, syscalls=syscalls), "--"]
+    command = ["strace", "-DDD", "-qqq", *fast, *_options(output, syscalls=syscalls)]
+    if "TZ" not in environment:
+        return [*command, "-E", "TZ", "--"], {**environment, **_TIME_ZONE}
+    return [*command, "--"], dict(environment)
 
 
 class Tracer:
@@ -87,7 +95,7 @@ class Tracer:
                 stderr=errors,
                 cwd=f"/proc/self/fd/{directory}",
                 start_new_session=True,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **_TIME_ZONE},
                 pass_fds=(directory,),
             )
             tracer = cls(process, pid)

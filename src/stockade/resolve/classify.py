@@ -104,19 +104,25 @@ class _Classifier:
         path = history.place
         if not history.succeeded:
             self.failed(history)
-        elif self.rules.proc_optional.covers(path):
-            event = history.succeeded[0]
-            self.collector.refuse(path, event.operation, "", "kernel information that its reader does without")
+        elif self.rules.kernel_optional.covers(path):
+            self.optional(history)
         else:
             self.observed.proc = True
             first = path.split("/")[2] if path.count("/") > 1 else "self"
             if not (first.isdigit() or first in ("self", "thread-self")):
                 self.observed.proc_subset = False
 
+    def optional(self, history: History) -> None:
+        event = history.succeeded[0]
+        reason = "kernel information that its reader does without"
+        self.collector.refuse(history.place, event.operation, "", reason)
+
     def sys(self, history: History) -> None:
         self.links(history)
         if not history.succeeded:
             self.failed(history)
+        elif self.rules.kernel_optional.covers(history.place):
+            self.optional(history)
         elif any(event.operation in ("read", "list", "write") for event in history.succeeded):
             self.collector.advise("sysfs", "/sys", "something below `/sys` was read; a jail has none: see `mounts`")
 
@@ -253,12 +259,16 @@ class _Classifier:
         event = history.succeeded[0]
         if history.place in self.collector.made:
             self.collector.parents(history.place)
+        elif any(made.startswith(f"{history.place}/") for made in self.collector.made):
+            self.collector.refuse(event.path, event.operation, "", "left out: made by the build")
         elif history.did("mkdir"):
             self.work.directory(history.place, self.evidence(event))
         elif first is not None:
             self.work.parent(history.place, self.evidence(first))
         else:
-            self.collector.refuse(event.path, event.operation, "", "gone after the run")
+            given = self.collector.given(history.place)
+            reason = "left out: made by the build" if given else "gone after the run"
+            self.collector.refuse(event.path, event.operation, "", reason)
 
     # rule 9: include directories
 

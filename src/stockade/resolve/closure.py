@@ -113,7 +113,7 @@ def _gap(collector: Collector, workplaces: Workplaces, gap: Gap, evidence: Evide
         return True
     if gap.operation in WRITES:
         made = workplaces.parent(found.path, evidence)
-        if gap.operation != "write" or temporary:
+        if gap.operation != "write" or temporary or collector.rules.logs.covers(found.path):
             return made
     elif temporary and found.is_directory:
         return workplaces.directory(found.path, evidence)

@@ -27,6 +27,8 @@ class Entries:
     def __init__(self, host: Host, spec: Spec, *, observed: bool) -> None:
         self.host, self.spec, self.rules, self.observed = host, spec, rules(), observed
         self.made = frozenset(host.walk(path).path for path in _made(spec))
+        homes = [account.home for account in spec.accounts if account.home not in (None, "/")]
+        self._given = tuple(f"{path}/" for path in (*spec.directories, *homes))
         self.false_positives: dict[tuple[str, str], FalsePositive] = {}
         self.advice: dict[tuple[str, str], Advice] = {}
         self.work: dict[str, WorkDirectory] = {}
@@ -78,6 +80,10 @@ class Entries:
         self.false_positives.setdefault(
             (path, reason), FalsePositive(path=path, operation=operation, error=error, reason=reason)
         )
+
+    def given(self, path: str) -> bool:
+        """The spec says what `path` is: it lies in one of its directories or in the home of an account."""
+        return f"{path}/".startswith(self._given)
 
     def advise(self, code: str, path: str, message: str) -> None:
         """Record advice, once for each code and path."""

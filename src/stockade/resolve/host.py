@@ -88,10 +88,10 @@ class Host:
         links: list[tuple[str, str]] = []
         while pending:
             name = pending.pop()
+            if status is not None and not stat.S_ISDIR(status.st_mode):  # a trailing `/` or `/.` asks for one too
+                return Walk(_joined(current, name, pending), tuple(links), None, "ENOTDIR")
             if not name or name == ".":
                 continue
-            if status is not None and not stat.S_ISDIR(status.st_mode):
-                return Walk(_joined(current, name, pending), tuple(links), None, "ENOTDIR")
             if name == "..":
                 current = current.rpartition("/")[0]
                 status, error = self.status(current or "/")
@@ -100,7 +100,7 @@ class Host:
             status, error = self.status(here)
             if status is None:
                 return Walk(_joined(current, name, pending), tuple(links), None, error)
-            if stat.S_ISLNK(status.st_mode) and (follow or any(pending)):
+            if stat.S_ISLNK(status.st_mode) and (follow or pending):
                 if len(links) == _MAX_LINKS:
                     return Walk(here, tuple(links), None, "ELOOP")
                 target = self.target(here)
@@ -153,5 +153,5 @@ class Host:
 
 def _joined(current: str, name: str, pending: list[str]) -> str:
     """The path of what is missing: what was resolved so far, then the rest as it stands."""
-    rest = [part for part in reversed(pending) if part and part != "."]
-    return "/".join([current, name, *rest])
+    rest = [part for part in (name, *reversed(pending)) if part and part != "."]
+    return "/".join([current, *rest])

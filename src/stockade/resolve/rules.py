@@ -31,7 +31,7 @@ class _Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     built: frozenset[str]
     homes: tuple[str, ...]
     private_devices: tuple[str, ...]
-    proc_optional: tuple[str, ...]
+    kernel_optional: tuple[str, ...]
     never: tuple[_Never, ...]
     socket: tuple[_Socket, ...]
 
@@ -54,7 +54,7 @@ class Rules:
         self.homes = Patterns(data.homes)
         self.in_home = Patterns([f"{home}/*" for home in data.homes])
         self.private_devices = Patterns([f"/dev/{name}" for name in data.private_devices])
-        self.proc_optional = Patterns(data.proc_optional)
+        self.kernel_optional = Patterns(data.kernel_optional)
         self.never = tuple(Never(group) for group in data.never)
         self._any_never = Patterns([pattern for group in data.never for pattern in group.patterns])
         self._sockets = tuple((Patterns(group.patterns), group.message) for group in data.socket)

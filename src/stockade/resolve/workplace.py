@@ -12,6 +12,20 @@ from .history import History
 __all__ = ["Workplaces"]
 
 
+def _identity(collector: Collector) -> tuple[int, int]:
+    """The uid and gid that the service starts with, as far as passwd(5) of the host and the spec say; else root's."""
+    user = collector.spec.service.user
+    uid, gid = (int(user), int(user)) if user.isdigit() else (0, 0)
+    for line in (collector.host.text("/etc/passwd") or "").splitlines():
+        fields = line.split(":")
+        if len(fields) > 3 and user in fields[:1] and fields[2].isdigit() and fields[3].isdigit():
+            uid, gid = int(fields[2]), int(fields[3])
+    for account in collector.spec.accounts:
+        if account.name == user and account.uid is not None:
+            uid, gid = account.uid, account.uid
+    return uid, gid
+
+
 class Workplaces:
     """Adds work directories to a collector: on a tmpfs, or as state."""
 
@@ -19,8 +33,7 @@ class Workplaces:
         self._collector, self._histories = collector, histories
         self._host, self._rules, self._spec = collector.host, collector.rules, collector.spec
         self._umask = int(collector.spec.service.umask, 8)
-        homes = [account.home for account in self._spec.accounts if account.home is not None]
-        self._given = tuple(f"{path.rstrip('/')}/" for path in (*self._spec.directories, *homes))
+        self._identity = _identity(collector)
 
     def parent(self, path: str, evidence: Evidence) -> bool:
         """The directory in which the service writes `path`, seen from the start of the service."""
@@ -34,7 +47,7 @@ class Workplaces:
 
         False when it is not for us to make: the spec says what it is, or it is read-only, or the service makes it.
         """
-        if self._removed(path) or (not child and self._made_anew(path)) or f"{path}/".startswith(self._given):
+        if self._removed(path) or (not child and self._made_anew(path)) or self._collector.given(path):
             return False
         temporary = self._rules.temporary(path)
         if not temporary and path in self._rules.fixed:
@@ -69,9 +82,12 @@ class Workplaces:
         return bool(made) and made[-1] == "unlink"
 
     def _ownership(self, path: str) -> tuple[int, int, int]:
-        """Mode, uid and gid: as the service set them, else as the host has them."""
+        """Mode, uid and gid: as the service set them, else as the host has them, else the service's own."""
         status = self._host.walk(path).status
-        mode, uid, gid = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) if status else (0o755, 0, 0)
+        if status is not None:
+            mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+        else:
+            mode, (uid, gid) = 0o755, self._identity
         history = self._histories.get(path)
         for event in history.events if history is not None else ():
             if event.error:

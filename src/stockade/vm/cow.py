@@ -124,31 +124,33 @@ def check(path: Path, base: Path) -> Header:
 
 def written_sectors(path: Path, header: Header) -> Iterator[tuple[int, int]]:
     """First and last-plus-one of each run of sectors that are in the copy-on-write file."""
+    run: tuple[int, int] | None = None
+    for start, end in _marked(path, header):
+        if run is not None and run[1] == start:
+            run = run[0], end
+            continue
+        if run is not None:
+            yield run
+        run = start, end
+    if run is not None:
+        yield run
+
+
+def _marked(path: Path, header: Header) -> Iterator[tuple[int, int]]:
+    """Runs of marked sectors within one byte of the bitmap; neighbours are not joined."""
+    sectors = header.size // SECTOR
     with open(path, "rb", buffering=0) as file:
-        start: int | None = None
         for low, high in sparse.extents(file.fileno(), _BITMAP_START + header.bitmap_bytes):
             low = max(low, _BITMAP_START)
-            if low >= high:
-                continue
-            base = (low - _BITMAP_START) * 8
-            bitmap = os.pread(file.fileno(), high - low, low)
-            if start is not None and base != run_end:
-                yield start, run_end
-                start = None
-            for index, byte in enumerate(bitmap):
-                if byte == 0 and start is None:
-                    continue
-                for bit in range(8):
-                    sector = base + index * 8 + bit
-                    # ubd_test_bit: bit n of the bitmap is bit n % 8 of byte n / 8, counted from the least one.
-                    if byte >> bit & 1:
-                        start = sector if start is None else start
-                    elif start is not None:
-                        yield start, sector
-                        start = None
-            run_end = base + len(bitmap) * 8
-        if start is not None:
-            yield start, min(run_end, header.size // SECTOR)
+            bitmap = os.pread(file.fileno(), max(0, high - low), low)
+            for index, byte in enumerate(bitmap, (low - _BITMAP_START)):
+                if byte == 0xFF:
+                    yield index * 8, min(index * 8 + 8, sectors)
+                elif byte:
+                    # ubd_test_bit: sector n is bit n % 8, from the least one, of byte n / 8.
+                    for bit in range(8):
+                        if byte >> bit & 1 and index * 8 + bit < sectors:
+                            yield index * 8 + bit, index * 8 + bit + 1
 
 
 def written(path: Path) -> int:

@@ -1,0 +1,180 @@
+"""The network of a jail: published ports by a forwarder, egress by pasta, and what egress must never reach.
+
+A published port is a socket made here, outside; the warden's forwarder carries what arrives there to the jail's
+loopback, so a jail without egress has no interface but that. With egress pasta(1) serves an interface, and routes
+that the jail cannot change refuse the host's own addresses and those of cloud metadata services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stockade.errors import HostError
+
+from . import warden_path, wire
+from .spawn import memory_file
+
+if TYPE_CHECKING:
+    from stockade.records.launch import IdRange
+    from stockade.records.publish import Published
+    from stockade.records.spec import Network
+
+__all__ = ["RESOLVER", "Connection", "connection", "write_marker"]
+
+#: What the jail asks for names: pasta passes it on to the host's resolver. RFC 7600 keeps the address unused.
+RESOLVER = "192.0.0.8"
+
+_MARKER = "network"
+_BACKLOG = 4096
+
+# pasta's defaults would reach the host's own loopback and forward every port that is open on either side.
+_PASTA = (
+    "--quiet", "--config-net", "--no-map-gw", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
+    "--dns-forward", RESOLVER, "--netns", "{net}",
+)  # fmt: skip
+
+#: Link-local and the fixed addresses of metadata services outside of it.
+_REFUSED = ("169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32", "fd00:ec2::254/128")
+
+_NOBODY = 65534
+
+
+def write_marker(network: Network, ids: IdRange, generation: Path) -> None:
+    """Keep beside a plan what its launch does outside: published ports and egress. No file where there is neither."""
+    marker = generation / _MARKER
+    if network.mode != "private" or not (network.publish or network.egress):
+        marker.unlink(missing_ok=True)
+        return
+    fresh = generation / f".{_MARKER}.new"
+    # A helper that root starts becomes nobody, of the ids that the jail owns.
+    nobody = min(_NOBODY, ids.count - 1)
+    wanted = {
+        "publish": network.publish, "egress": network.egress,
+        "ids": (str(ids.first + nobody), str(ids.first_gid + nobody)),
+    }  # fmt: skip
+    fresh.write_text(json.dumps(wanted), encoding="utf-8")
+    fresh.replace(marker)
+
+
+class Connection:
+    """What one launch needs for its network: plan records, and descriptors that the warden inherits."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.inherit: list[int] = []
+
+    def _keep(self, descriptor: int) -> None:
+        self.inherit.append(descriptor)
+        self.records.append(wire.record(wire.HELPER_FD, descriptor))
+
+
+@contextlib.contextmanager
+def connection(generation: Path, *, publish: bool) -> Iterator[Connection]:
+    """Open what the jail in `generation` publishes (unless not `publish`) and plan its helpers.
+
+    The descriptors close at the end: the warden has them then. HostError for a port that cannot be opened, and where
+    pasta or ip is missing.
+    """
+    made = Connection()
+    try:
+        wanted = json.loads((generation / _MARKER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        yield made
+        return
+    try:
+        if publish and wanted["publish"]:
+            from stockade.records.publish import parse
+
+            gates = []
+            for published in map(parse, wanted["publish"]):
+                descriptor = _listen(published).detach()
+                made._keep(descriptor)
+                gates.append(f"{descriptor}:{published.target}")
+            forwarder = (warden_path(), "forward", "{pid}", *wanted["ids"], *gates)
+            made.records.append(wire.text(wire.HELPER, *forwarder))
+        if wanted["egress"]:
+            _egress(made)
+        yield made
+    finally:
+        for descriptor in made.inherit:
+            os.close(descriptor)
+
+
+def _egress(made: Connection) -> None:
+    pasta = _program("pasta", package="passt")
+    ip = _program("ip", package="iproute2")
+    nsenter = _program("nsenter", package="util-linux")
+    routes = "".join(f"route add unreachable {target}\n" for target in (*_REFUSED, *_own_addresses()))
+    batch = memory_file(routes.encode("ascii"))
+    made._keep(batch)
+    made.records.append(wire.text(wire.HELPER, warden_path(), "attend", "{pid}", pasta, *_PASTA))
+    enter = [nsenter, "--target", "{pid}", "--net"]
+    if os.geteuid() != 0:
+        enter += ["--user", "--preserve-credentials"]
+    made.records.append(wire.text(wire.HELPER, *enter, ip, "-batch", f"/proc/self/fd/{batch}"))
+
+
+def _program(name: str, *, package: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise HostError(f"`egress` needs `{name}`, which is not installed", hint=f"`apt-get install {package}`")
+    return path
+
+
+def _own_addresses() -> list[str]:
+    """Every address of the host but loopback ones, as a route's target; the jail's interface has one of them too."""
+    found = set()
+    with open("/proc/net/fib_trie", encoding="ascii") as file:
+        previous = ""
+        for line in file:
+            text = line.strip()
+            if text.startswith("/32 host LOCAL"):
+                found.add(ipaddress.ip_address(previous.rpartition(" ")[2]))
+            previous = text
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6", encoding="ascii") as file:
+        found.update(ipaddress.IPv6Address(bytes.fromhex(line.split()[0])) for line in file)
+    return [
+        f"{address}/{address.max_prefixlen}" for address in sorted(found, key=str) if not address.is_loopback
+    ]
+
+
+def _listen(published: Published) -> socket.socket:
+    """A listening TCP or a bound UDP socket for a published port."""
+    family = socket.AF_INET6 if ":" in published.address else socket.AF_INET
+    kind = socket.SOCK_STREAM if published.protocol == "tcp" else socket.SOCK_DGRAM
+    made = socket.socket(family, kind | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((published.address, published.port))
+        if kind == socket.SOCK_STREAM:
+            made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise _refused(published, error) from error
+    return made
+
+
+def _refused(published: Published, error: OSError) -> HostError:
+    where = f"{published.address} port {published.port}/{published.protocol}"
+    hints = {
+        errno.EADDRINUSE: f"`ss -lnp 'sport = {published.port}'` shows who has it; publish another port",
+        errno.EACCES: "ports below 1024 are root's: publish a higher one, or "
+        f"`sysctl net.ipv4.ip_unprivileged_port_start={published.port}`",
+        errno.EADDRNOTAVAIL: "`ip address` shows the addresses of this host",
+    }
+    return HostError(
+        f"cannot publish {where}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0)
+    )
+

@@ -1,0 +1,283 @@
+"""The process that keeps one guest: starts UML, holds its console and serial line, serves clients, cleans up.
+
+Started by `start.py` with its orders as JSON on standard input; says what happens in lines of JSON on its standard
+output. When it ends, for whatever reason, the guest ends: UML is the first process of a pid namespace that dies with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from . import frames
+from .clients import Client, Clients
+from .consolelog import ConsoleLog
+from .mconsole import Console
+from .spawn import Machine, start_helper, start_machine
+
+__all__ = ["Keeper", "main"]
+
+_READ = 65536
+_HALT_S = 2.0
+_HOLD_MOST_S = 300.0
+
+
+class Keeper:
+    """State of a running guest, as its keeper knows it."""
+
+    def __init__(self, orders: dict[str, Any], report: int) -> None:
+        self.orders = orders
+        self.selector = selectors.DefaultSelector()
+        self._report = report
+        self.began = time.monotonic()
+        self.ready = False
+        self.frozen = False
+        self.service: int | None = None
+        self.status: int | None = None
+        self.fault = ""
+        self.log = ConsoleLog(orders["log"], orders["log_bytes"])
+        self._reader = frames.Reader()
+        self._line_out = bytearray()
+        self._timers: list[tuple[float, str]] = []
+        self._mconsole: Console | None = None
+        self.helpers: list[Any] = []
+        self.machine: Machine | None = None
+        self.console, console_far = socket.socketpair()
+        self.line, line_far = socket.socketpair()
+        for mine in (self.console, self.line):
+            mine.setblocking(False)
+        self._given = [console_far, line_far]
+        self.clients = Clients(self)
+
+    def say(self, **what: object) -> None:
+        """Tell whoever started the guest, while anybody listens."""
+        with contextlib.suppress(BrokenPipeError, OSError):
+            os.write(self._report, json.dumps(what).encode() + b"\n")
+
+    def begin(self) -> None:
+        """Start helpers and UML."""
+        for helper in self.orders["helpers"]:
+            self.helpers.append(start_helper(helper))
+        wires = [int(number) for number in self.orders["wires"]]
+        given = [item.fileno() for item in self._given] + wires
+        self.machine = start_machine(self.orders, given)
+        for item in self._given:
+            item.close()
+        for wire in wires:
+            os.close(wire)
+        self.say(started=self.machine.pid)
+        self.selector.register(self.console, selectors.EVENT_READ, self._read_console)
+        self.selector.register(self.line, selectors.EVENT_READ, self._line_event)
+        self.selector.register(self.machine.watch, selectors.EVENT_READ, self._machine_event)
+
+    def run(self) -> None:
+        """Serve until UML has ended."""
+        assert self.machine is not None
+        while not self.machine.ended:
+            now = time.monotonic()
+            due = [what for when, what in self._timers if when <= now]
+            self._timers = [timer for timer in self._timers if timer[0] > now]
+            for what in due:
+                self._on_time(what)
+            left = min((when for when, _ in self._timers), default=None)
+            for key, mask in self.selector.select(None if left is None else max(0.0, left - time.monotonic())):
+                key.data(mask)
+                if self.machine.ended:
+                    break
+        self._read_rest()
+
+    def finish(self) -> None:
+        """End what is left and tell everybody."""
+        if self.machine is not None:
+            self.machine.kill()
+        for helper in self.helpers:
+            helper.end()
+        self.log.close()
+        last = {"ended": time.time(), "status": self.status, "cause": self._cause(), "fault": self.fault}
+        with contextlib.suppress(OSError), open(self.orders["last"], "w", encoding="utf-8") as file:
+            json.dump(last, file)
+        self.clients.finish(last)
+        self.say(**last)
+
+    def _cause(self) -> str:
+        if self.fault:
+            return "fault"
+        code = None if self.machine is None else self.machine.code
+        return "halted" if code == 0 else "killed" if code is None or code < 0 or code >= 128 else "failed"
+
+    def _read_rest(self) -> None:
+        for source, take in ((self.console, self._take_console), (self.line, self._take_line)):
+            with contextlib.suppress(OSError, ValueError):
+                while data := source.recv(_READ):
+                    take(data)
+
+    # the console
+
+    def _read_console(self, _: int) -> None:
+        try:
+            data = self.console.recv(_READ)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if data:
+            self._take_console(data)
+        else:
+            self.selector.unregister(self.console)
+
+    def _take_console(self, data: bytes) -> None:
+        first = not self.log.written
+        self.log.write(data)
+        if first:
+            self.say(console=time.monotonic() - self.began)
+            if not self.orders["line"]:
+                self._is_ready()
+        self.clients.console(data)
+
+    def type(self, data: bytes) -> None:
+        """Send what was typed to the console; what it does not take is dropped, as a terminal does."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            self.console.send(data)
+
+    # the serial line
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame to the guest."""
+        self._line_out += frame
+        self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while self._line_out:
+                    del self._line_out[: self.line.send(self._line_out)]
+            except (BrokenPipeError, ConnectionResetError):
+                self._line_out.clear()
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._line_out else 0)
+        with contextlib.suppress(KeyError):
+            self.selector.modify(self.line, events, self._line_event)
+
+    def _line_event(self, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._flush()
+        if mask & selectors.EVENT_READ:
+            try:
+                data = self.line.recv(_READ)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            if not data:
+                self.selector.unregister(self.line)
+                return
+            try:
+                self._take_line(data)
+            except ValueError:
+                # A guest whose line is out of step cannot be spoken with any more.
+                self.fault = "the guest sent what is no frame on its serial line"
+                self.say(failed=self.fault)
+                self.selector.unregister(self.line)
+
+    def _take_line(self, data: bytes) -> None:
+        for kind, session, payload in self._reader.feed(data):
+            if kind == frames.READY:
+                self._is_ready()
+            elif kind == frames.STARTED:
+                self.service = frames.number(payload)
+                self.say(service=self.service)
+            elif kind == frames.ENDED:
+                self.status = frames.number(payload)
+                self.service = None
+                self.say(status=self.status)
+            elif kind == frames.FAULT:
+                self.fault = payload.decode("utf-8", "replace")
+                self.say(failed=self.fault)
+            else:
+                self.clients.frame(kind, session, payload)
+
+    def _is_ready(self) -> None:
+        self.ready = True
+        self.say(ready=time.monotonic() - self.began)
+
+    # the machine
+
+    def _machine_event(self, _: int) -> None:
+        assert self.machine is not None
+        self.machine.reap()
+
+    def mconsole(self, command: str) -> str:
+        """Ask the kernel's management console. StateError, TimeoutError as it has them."""
+        if self._mconsole is None:
+            self._mconsole = Console("run/uml/mconsole", f"run/client{os.getpid()}")
+        return self._mconsole.request(command)
+
+    def freeze(self) -> None:
+        """Stop every processor of the guest where it is."""
+        if not self.frozen:
+            self.mconsole("stop")
+            self.frozen = True
+
+    def thaw(self) -> None:
+        """Go on."""
+        if self.frozen:
+            self.mconsole("go")
+            self.frozen = False
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the guest's PID 1 to end it; then halt the kernel; then end its processes."""
+        now = time.monotonic()
+        try:
+            self.thaw()
+            self.mconsole("cad")
+        except (OSError, RuntimeError, Exception) as error:
+            self.say(note=str(error))
+            timeout_s = 0.0
+        self._timers += [(now + timeout_s, "halt"), (now + timeout_s + _HALT_S, "kill")]
+
+    def kill(self) -> None:
+        """End UML at once."""
+        if self.machine is not None:
+            self.machine.kill()
+
+    def _on_time(self, what: str) -> None:
+        if what == "halt":
+            with contextlib.suppress(Exception):
+                self.mconsole("halt")
+        elif what == "kill":
+            self.kill()
+
+
+def main() -> None:
+    """Keep the guest of the orders on standard input."""
+    orders = json.loads(sys.stdin.buffer.read())
+    report = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1):
+        os.dup2(null, number)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir(orders["machine"])
+    keeper = Keeper(orders, report)
+    signal.signal(signal.SIGTERM, lambda *_: keeper.stop(orders["stop_s"]))
+    # A signal's handler only runs between two steps of the interpreter: a pipe wakes the wait.
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer)
+    keeper.selector.register(reader, selectors.EVENT_READ, lambda _: os.read(reader, 4096))
+    try:
+        keeper.clients.listen(orders["run"])
+        if orders.get("leash") is not None:
+            keeper.clients.leash(orders["leash"])
+        keeper.begin()
+        keeper.run()
+    except Exception as error:
+        keeper.fault = keeper.fault or f"{type(error).__name__}: {error}"
+        keeper.say(failed=keeper.fault)
+    finally:
+        keeper.finish()
+
+
+_ = Client, socket
