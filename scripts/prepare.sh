@@ -10,8 +10,8 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo -- "$@"
     else
-        say "error: installing packages needs root, and there is no sudo"
-        say "hint: run this as root, or install first: apt-get install $missing"
+        say "error: this needs root, and there is no sudo"
+        say "hint: run it as root"
         exit 1
     fi
 }

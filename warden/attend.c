@@ -41,16 +41,33 @@ static void open_tun_to_all(void)
     umask(022);
 }
 
-static void become_root_of(int pidfd)
+/* The first id that the namespace has: root's, or the only one. */
+static uint32_t first_id(long pid, const char *map)
 {
+    char path[64], text[64] = "";
+
+    snprintf(path, sizeof path, "/proc/%ld/%s", pid, map);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
+        fail("attend ids", path);
+    close(fd);
+    return (uint32_t)strtoul(text, NULL, 10);
+}
+
+static void become_first_of(int pidfd, long pid)
+{
+    const uid_t uid = first_id(pid, "uid_map");
+    const gid_t gid = first_id(pid, "gid_map");
+
+    if (geteuid() == 0 && setgroups(0, NULL) != 0)
+        fail("attend setgroups", "");
     if (sys_setns(pidfd, NEW_USER) != 0)
         fail("attend setns user", "");
-    /* With one id there is no root in there: the capabilities of the namespace go on as ambient ones. */
-    if (setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0) {
-        if (setgroups(0, NULL) != 0)
-            fail("attend setgroups", "");
+    if (setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0)
+        fail("attend ids", "");
+    if (uid == 0)
         return;
-    }
+    /* With one id there is no root in there: the capabilities of the namespace go on as ambient ones. */
     if (sys_capset(UINT64_MAX >> 23, UINT64_MAX >> 23) != 0)
         fail("attend capset", "");
     for (unsigned long capability = 0; capability < CAPABILITY_LIMIT; capability++)
@@ -108,7 +125,7 @@ int attend(int argc, char **argv)
         if (strcmp(argv[i], "{net}") == 0)
             argv[i] = net;
     open_tun_to_all();
-    become_root_of(pidfd);
+    become_first_of(pidfd, pid);
     if (sys_unshare(NEW_PID) != 0)
         fail("attend pid namespace", "");
     const pid_t keeper = fork();

@@ -359,9 +359,11 @@ static enum frame_kind read_line(void)
         return 0;
     }
     buffered += (size_t)got;
+    channel_number(FRAME_TAKEN, 0, (uint32_t)got);
     while (buffered - at >= HEADER) {
         const uint32_t length = number_at(buffer + at + 4);
-        if (length > FRAME_MOST) { /* out of step: nothing on this line can be trusted any more */
+        if (length > FRAME_MOST) { /* nothing on this line can be trusted any more */
+            dprintf(STDERR_FILENO, "stockade: the serial line is out of step\n");
             shut(&line);
             return 0;
         }

@@ -34,6 +34,7 @@ enum frame_kind {
     FRAME_STARTED = 20, /* u32 pid of the service */
     FRAME_ENDED = 21,   /* u32 status of the service */
     FRAME_FAULT = 22,   /* text: what went wrong in the guest's start */
+    FRAME_TAKEN = 23,   /* u32 bytes of the line that were read: the host keeps below what the terminal can hold */
 };
 
 enum exec_flag { EXEC_TERMINAL = 1 };

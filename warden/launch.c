@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -290,6 +291,9 @@ int launch(const struct plan *plan, const struct settings *settings)
     say_process("supervisor", getpid());
     struct child child = open_channels(plan, jail, &channel, &lifeline, &output);
     prepare_outside(plan);
+    /* In there setgroups is denied, and root's groups must not go along. */
+    if (settings->single && geteuid() == 0 && setgroups(0, NULL) != 0)
+        fail("groups", "");
 
     child.pid = jail ? sys_clone(settings->namespaces & ~NEW_CGROUP) : fork();
     if (child.pid < 0)

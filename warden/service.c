@@ -40,8 +40,13 @@ void refuse_directories(const int *fds, size_t count)
 
 void become_jail_root(const struct settings *settings)
 {
-    if (settings->single)
+    /* The one id is no root, so its capabilities stay (capabilities(7), "Effect of user ID changes"). */
+    if (settings->single) {
+        if (setresgid(settings->gid, settings->gid, settings->gid) != 0 ||
+            setresuid(settings->uid, settings->uid, settings->uid) != 0)
+            fail("jail id", "");
         return;
+    }
     if (setgroups(0, NULL) != 0)
         fail("groups", "jail root");
     if (setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0)

@@ -28,6 +28,7 @@ static struct {
     const struct settings *settings;
     pid_t child;
     int child_channel;
+    int proc; /* the host's: entering a jail changes what /proc is */
     struct pollfd watched[WATCHED];
     bool saw_service, raw;
     struct termios terminal;
@@ -70,8 +71,8 @@ void say_process(const char *word, pid_t pid)
     char path[40], stat[1024];
     unsigned long long start = 0;
 
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    snprintf(path, sizeof path, "%d/stat", (int)pid);
+    const int fd = openat(self.proc, path, O_RDONLY | O_CLOEXEC);
     const ssize_t got = fd < 0 ? -1 : read(fd, stat, sizeof stat - 1);
     if (fd >= 0)
         close(fd);
@@ -182,6 +183,9 @@ void supervisor_begin(const struct plan *plan, const struct settings *settings)
     self.settings = settings;
     self.child_channel = -1;
     failure_hook = launcher_failed;
+    self.proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (self.proc < 0)
+        fail("supervise", "/proc");
     sigaction(SIGPIPE, &ignore, NULL);
     sigemptyset(&read_later);
     sigaddset(&read_later, SIGCHLD);

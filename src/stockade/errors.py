@@ -70,6 +70,18 @@ class StateError(StockadeError):
     """A jail is not in the state that the call needs: running, stopped, built."""
 
 
+class ProgramError(StockadeError):
+    """A fault of the program behind the walls, never of the walls. `status` is its exit status."""
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ProgramTimeoutError(ProgramError):
+    """The program did not end in its time, and was ended."""
+
+
 class WallError(StockadeError):
     """A fault of the walls, never of the program behind them: a launch step failed."""
 

@@ -6,16 +6,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from threading import Thread
 
 import msgspec
 
 from . import contain, observe
 from .build.generations import Store, ids_of, on_files
+from .contain.communicate import PIPES, communicate
 from .contain.volumes import prepare
 from .errors import ServiceError
 from .records.exercise import ExerciseResult, Outcome
@@ -28,6 +27,7 @@ __all__ = ["Trial", "try_inside"]
 
 TRIAL_VOLUMES = ".trial-volumes"
 _LOG_TAIL = 64 * 1024
+_MOST_OUTPUT = 1 << 20
 Progress = Callable[[str], None]
 
 
@@ -78,7 +78,7 @@ def try_inside(
                 release=jail.release,
                 alive=lambda: _exists(jail.init_pid),
                 log=lambda: _tail(log.fileno()),
-                run_inside=lambda command, text, timeout_s: _communicate(
+                run_inside=lambda command, text, timeout_s: _outcome(
                     _behind_the_walls(generation, jail, command), text, timeout_s
                 ),
                 client_seeds=client_seeds,
@@ -113,41 +113,13 @@ def _tail(descriptor: int) -> str:
 
 def _behind_the_walls(generation: Path, jail: contain.Running, command: Sequence[str]) -> contain.Running:
     """Run a command in the running jail, or, when its service was a command that has ended, in one of its own."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     if _exists(jail.init_pid):
-        return contain.enter(jail.instance, command, **pipes)
-    return contain.launch_generation(generation, name=jail.name, argv=command, **pipes)
+        return contain.enter(jail.instance, command, **PIPES)
+    return contain.launch_generation(generation, name=jail.name, argv=command, **PIPES)
 
 
-def _communicate(started: contain.Running, text: bytes, timeout_s: float) -> Outcome:
-    """Feed a started command its input and collect its output, for `timeout_s` seconds at most."""
-    output: list[bytes] = [b"", b""]
-
-    def collect(number: int, pipe: FileIO | None) -> None:
-        output[number] = pipe.readall() if pipe is not None else b""
-
-    def feed(pipe: FileIO | None) -> None:
-        if pipe is None:
-            return
-        rest = memoryview(text)
-        with suppress(BrokenPipeError):
-            while rest:
-                rest = rest[pipe.write(rest) or 0 :]
-        pipe.close()
-
+def _outcome(started: contain.Running, text: bytes, timeout_s: float) -> Outcome:
+    """What came of a started command, after `timeout_s` seconds at most."""
     with started as running:
-        threads = [
-            Thread(target=collect, args=(0, running.stdout), daemon=True),
-            Thread(target=collect, args=(1, running.stderr), daemon=True),
-            Thread(target=feed, args=(running.stdin,), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            status: int | None = running.wait(timeout_s)
-        except TimeoutError:
-            running.kill()
-            status = None
-        for thread in threads:
-            thread.join(1.0)
-        return Outcome(status=status, stdout=output[0], stderr=output[1])
+        output = communicate(running, text, timeout_s=timeout_s, most_bytes=_MOST_OUTPUT)
+    return Outcome(status=output.status, stdout=output.stdout, stderr=output.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import Run
+from commandline import Run
 
 from stockade.cli.parser import build, verbs
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from commandline import Run
 
 from stockade import specfile
 

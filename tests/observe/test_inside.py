@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from stockade import observe
 from stockade.errors import ObserveError
 from stockade.observe.exercise import client
+from stockade.observe.parse import Recorded, parse, read
+from stockade.observe.run import root_of
 from stockade.observe.tracer import Tracer
 from stockade.records.exercise import Outcome
 from stockade.records.seed import Seed
@@ -34,8 +37,8 @@ socketserver.TCPServer(("127.0.0.1", 4242), Handler).serve_forever()
 
 
 def ask(path: str) -> tuple[str, ...]:
-    code = f"import socket; s = socket.create_connection(('127.0.0.1', 4242)); s.send(b'{path}\\n'); print(s.recv(999).decode())"
-    return (PYTHON, "-c", code)
+    connect = "import socket; s = socket.create_connection(('127.0.0.1', 4242))"
+    return (PYTHON, "-c", f"{connect}; s.send(b'{path}\\n'); print(s.recv(999).decode())")
 
 
 @dataclass
@@ -96,7 +99,7 @@ def test_exercises_run_against_the_jail_and_only_the_service_is_traced() -> None
     )
     with jail(spec) as stand_in:
         observation = stand_in.observe(spec)
-        assert not stand_in.process.wait(5) is None
+        assert stand_in.process.wait(5) is not None
     assert [result.passed for result in observation.exercises] == [True] * 4, observation.exercises
     assert observation.failure is None
     trace = observation.trace
@@ -166,28 +169,20 @@ def test_a_daemon_in_the_background_is_stopped_with_its_signal() -> None:
 
 
 def test_paths_behind_a_chroot_are_those_that_the_service_sees(tmp_path: Path) -> None:
-    code = f"""
-import os
-os.chroot("{tmp_path}"); os.chdir("/")
-"""
-    assert code
     root = tmp_path / "root"
     for name in ("etc", "work"):
         (root / name).mkdir(parents=True)
     (root / "etc/file").write_text("x")
-    waiting = f"import os, sys; os.chroot({os.fspath(root)!r}); os.chdir('/work'); print('up', flush=True); sys.stdin.read(1); " + (
-        "os.stat('../etc/file'); os.stat('/etc/file'); os.open('/etc', 0); os.chdir('/etc'); os.stat('file')"
-    )
-    import subprocess
-
+    waiting = f"""
+import os, sys
+os.chroot({os.fspath(root)!r}); os.chdir("/work"); print("up", flush=True); sys.stdin.read(1)
+os.stat("../etc/file"); os.stat("/etc/file"); os.open("/etc", 0); os.chdir("/etc"); os.stat("file")
+"""
     process = subprocess.Popen([PYTHON, "-c", waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     try:
         assert process.stdout.readline() == b"up\n"
-        from stockade.observe.parse import Recorded, parse, read
-        from stockade.observe.run import _root_of
-
-        base = _root_of(process.pid)
+        base = root_of(process.pid)
         directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
         with Tracer.attach(process.pid, directory=directory, prefix="t") as tracer:
             process.stdin.write(b"g")
@@ -211,7 +206,10 @@ os.chroot("{tmp_path}"); os.chdir("/")
 
 def test_a_process_that_is_traced_already_cannot_be_observed() -> None:
     spec = server()
-    with jail(spec) as stand_in, Tracer.attach(stand_in.process.pid, directory=stand_in.view.scratch, prefix="a"):
-        with pytest.raises(ObserveError) as caught:
-            Tracer.attach(stand_in.process.pid, directory=stand_in.view.scratch, prefix="b")
+    with (
+        jail(spec) as stand_in,
+        Tracer.attach(stand_in.process.pid, directory=stand_in.view.scratch, prefix="a"),
+        pytest.raises(ObserveError) as caught,
+    ):
+        Tracer.attach(stand_in.process.pid, directory=stand_in.view.scratch, prefix="b")
     assert caught.value.message.startswith(f"`strace` cannot attach to process {stand_in.process.pid}: ")

@@ -17,7 +17,8 @@ PROGRAM = """
 import sys
 from stockade import observe
 from stockade.records.spec import Exercise, Ready, Service, Spec
-service = Service(command=("sh", "-c", "trap '' INT TERM; while :; do sleep 1; done", sys.argv[1]), ready=Ready(file="/run/never"))
+command = ("sh", "-c", "trap '' INT TERM; while :; do sleep 1; done", sys.argv[1])
+service = Service(command=command, ready=Ready(file="/run/never"))
 print("go", flush=True)
 observe.outside(Spec(name="x", service=service), seeds=(), substitutions={}, identity=observe.Identity())
 """

@@ -81,10 +81,11 @@ def as_walter(as_root: None, strace: None) -> Run:
 def test_a_program_is_observed(as_walter: Run, ids: str) -> None:
     found = as_walter(
         """
-        service = Service(command=("sh", "-c", "id -u; echo x > own; cat own; cat /etc/debian_version; cat /etc/shadow"), directory="/srv/walter")
-        seen = observe.outside(Spec(name="x", service=service), seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
-        trace = seen.trace
-        show([seen.status, seen.log, [[a.operation, a.path, a.error] for a in trace.accesses], os.path.exists("/srv/walter/own")])
+        script = "id -u; echo x > own; cat own; cat /etc/debian_version; cat /etc/shadow"
+        spec = Spec(name="x", service=Service(command=("sh", "-c", script), directory="/srv/walter"))
+        seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
+        accesses = [[a.operation, a.path, a.error] for a in seen.trace.accesses]
+        show([seen.status, seen.log, accesses, os.path.exists("/srv/walter/own")])
         """,
         ids=ids,
     )
@@ -107,7 +108,11 @@ def test_seeds_are_seen_below_directories_that_the_user_may_not_write(as_walter:
             Seed(path="/etc/alternatives", type="directory", mode=0o711),
         ]
         with observe.View.open(seeds=seeds) as view:
-            out = client(view)(["sh", "-c", "cat /etc/ssl/deep/new /run/x; stat -c %a /etc/ssl /etc/alternatives /etc/ssl/deep; ls /etc/ssl"], b"", 10)
+            script = (
+                "cat /etc/ssl/deep/new /run/x; "
+                "stat -c %a /etc/ssl /etc/alternatives /etc/ssl/deep; ls /etc/ssl"
+            )
+            out = client(view)(["sh", "-c", script], b"", 10)
             show([out.status, out.stdout.decode(), view.exists("/etc/passwd")])
         """,
         ids=ids,
@@ -122,15 +127,22 @@ def test_seeds_are_seen_below_directories_that_the_user_may_not_write(as_walter:
 def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
     found = as_walter(
         """
-        code = "import socketserver, http.server as h; socketserver.TCPServer(('127.0.0.1', 80), h.SimpleHTTPRequestHandler).serve_forever()"
-        client_code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1/hostname').read().decode())"
+        code = (
+            "import http.server as h, socketserver\\n"
+            "socketserver.TCPServer(('127.0.0.1', 80), h.SimpleHTTPRequestHandler).serve_forever()"
+        )
+        client_code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1/hostname').read())"
         spec = Spec(
             name="x",
             service=Service(command=("/usr/bin/python3", "-c", code), directory="/etc", ready=Ready(tcp=80)),
-            exercises=(Exercise(command=("/usr/bin/python3", "-c", client_code)), Exercise(command=("id", "-u"), stdout="^1234$")),
+            exercises=(
+                Exercise(command=("/usr/bin/python3", "-c", client_code)),
+                Exercise(command=("id", "-u"), stdout="^1234$"),
+            ),
         )
         seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
-        show([[r.passed for r in seen.exercises], [a.path for a in seen.trace.accesses if a.operation == "read"]])
+        opened = [a.path for a in seen.trace.accesses if a.operation == "read"]
+        show([[r.passed for r in seen.exercises], opened])
         """,
         ids=ids,
     )
@@ -139,12 +151,17 @@ def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
 
 
 def test_with_a_range_a_service_changes_its_ids_and_its_descriptors_stay_visible(as_walter: Run) -> None:
-    code = "import os; os.setgroups([5]); os.setgid(33); os.setuid(33); d = os.open('/usr', 0); os.stat('bin', dir_fd=d); os.fchdir(d); os.stat('lib')"
+    code = (
+        "import os; os.setgroups([5]); os.setgid(33); os.setuid(33); "
+        "d = os.open('/usr', 0); os.stat('bin', dir_fd=d); os.fchdir(d); os.stat('lib')"
+    )
     found = as_walter(
         f"""
         service = Service(command=("/usr/bin/python3", "-c", {code!r}))
-        seen = observe.outside(Spec(name="x", service=service), seeds=(), substitutions={{}}, identity=observe.Identity())
-        show([seen.status, seen.trace.uids, seen.trace.gids, [a.path for a in seen.trace.accesses if a.operation in ("stat", "chdir")]])
+        spec = Spec(name="x", service=service)
+        seen = observe.outside(spec, seeds=(), substitutions={{}}, identity=observe.Identity())
+        looked = [a.path for a in seen.trace.accesses if a.operation in ("stat", "chdir")]
+        show([seen.status, seen.trace.uids, seen.trace.gids, looked])
         """
     )
     status, uids, gids, looked = found
@@ -261,3 +278,27 @@ def test_a_jail_of_the_users_own_is_joined_and_traced(as_walter: Run) -> None:
     assert (failure, exercises) == ("None", [[True, "", ""], [True, "", ""]])
     assert uids == [33]
     assert "/usr/bin" in looked
+
+
+def test_a_jail_without_a_root_of_its_own_is_traced_by_its_user(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        from stockade.observe.parse import Recorded, parse, read
+        from stockade.observe.tracer import Tracer
+        with observe.View.open() as view:
+            out, gate = os.pipe()
+            process = view.spawn(["cat", "/etc/debian_version"], environment={"PATH": "/bin"}, gate=out, services=False)
+            with process, Tracer.attach(
+                process.pid, directory=view.scratch, prefix="t", as_uid0_of=process.pid
+            ) as tracer:
+                os.write(gate, b"g")
+                ended = tracer.wait(10)
+            recorded = [Recorded("t", process.pid)]
+            trace = parse(read(view.scratch, recorded), recorded)
+            show([ended, [a.path for a in trace.accesses if a.operation == "read"]])
+        """,
+        ids="no range",
+    )
+    ended, opened = found
+    assert ended is True
+    assert "/etc/debian_version" in opened

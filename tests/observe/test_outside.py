@@ -48,8 +48,8 @@ socketserver.TCPServer(("127.0.0.1", 4242), Handler).serve_forever()
 
 
 def ask(path: str) -> tuple[str, ...]:
-    code = f"import socket; s = socket.create_connection(('127.0.0.1', 4242)); s.send(b'{path}\\n'); print(s.recv(999).decode())"
-    return (PYTHON, "-c", code)
+    connect = "import socket; s = socket.create_connection(('127.0.0.1', 4242))"
+    return (PYTHON, "-c", f"{connect}; s.send(b'{path}\\n'); print(s.recv(999).decode())")
 
 
 def test_a_tool_is_observed_to_its_end_with_its_status(outside: Outside) -> None:
@@ -63,7 +63,7 @@ def test_a_tool_is_observed_to_its_end_with_its_status(outside: Outside) -> None
 def test_a_module_that_is_imported_is_opened_and_its_directory_listed(outside: Outside) -> None:
     observation = outside(PYTHON, "-c", "import json")
     assert any("/json/" in path for path in paths(observation, "read"))
-    assert any(path.endswith("/python3.11/json") or path.endswith("/json") for path in paths(observation, "list"))
+    assert any(path.endswith("/json") for path in paths(observation, "list"))
 
 
 def test_every_process_of_a_pipeline_is_traced(outside: Outside) -> None:
@@ -73,7 +73,9 @@ def test_every_process_of_a_pipeline_is_traced(outside: Outside) -> None:
 
 
 def test_clients_are_not_in_the_services_trace(outside: Outside) -> None:
-    exercise = Exercise(command=("sh", "-c", f"cat /etc/fstab /etc/debian_version; {PYTHON} -c \"{ask('/etc/hostname')[2]}\""))
+    exercise = Exercise(
+        command=("sh", "-c", f'cat /etc/fstab /etc/debian_version; {PYTHON} -c "{ask("/etc/hostname")[2]}"')
+    )
     observation = outside(PYTHON, "-c", SERVER, exercises=(exercise,), ready=Ready(tcp=4242))
     assert [result.passed for result in observation.exercises] == [True]
     assert "/etc/hostname" in paths(observation, "read")
@@ -119,7 +121,9 @@ def test_a_daemon_that_is_not_said_to_fork_gets_the_line_to_add(outside: Outside
     with pytest.raises(ServiceError) as caught:
         outside(nginx, exercises=(Exercise(command=("true",)),))
     assert caught.value.message == f"`{nginx}` went into the background"
-    assert caught.value.hint == "set `forks = true` in `[service]`, or give it the option that keeps it in the foreground"
+    assert (
+        caught.value.hint == "set `forks = true` in `[service]`, or give it the option that keeps it in the foreground"
+    )
 
 
 def test_sshd_is_observed_with_its_separated_processes(outside: Outside) -> None:
@@ -165,7 +169,13 @@ def test_output_of_a_service_that_gave_up_root_can_be_opened_by_name(outside: Ou
 def test_a_setuid_program_is_given_its_rights_when_the_fast_way_fails(outside: Outside) -> None:
     su = need("su", "login")
     assert os.stat(su).st_mode & stat.S_ISUID
-    seeds = [Seed(path="/etc/pam.d/su", content=b"auth sufficient pam_permit.so\naccount sufficient pam_permit.so\n", mode=0o644)]
+    seeds = [
+        Seed(
+            path="/etc/pam.d/su",
+            content=b"auth sufficient pam_permit.so\naccount sufficient pam_permit.so\n",
+            mode=0o644,
+        )
+    ]
     told: list[str] = []
     exercise = Exercise(command=("su", "-c", "cat /etc/shadow >/dev/null && id -u"), where="inside", stdout="^0$")
     observation = outside(
@@ -246,7 +256,9 @@ def test_a_host_without_strace_gets_the_package_to_install(
 
 def test_nothing_is_left_after_a_service_that_ignores_its_stop_signal() -> None:
     token = f"token-{os.getpid()}-{os.urandom(4).hex()}"
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+    )
     service = Service(command=(PYTHON, "-c", code, token), ready=Ready(log="^up$"), stop_timeout_s=0.3)
     observation = observe.outside(
         Spec(name="stubborn", service=service), seeds=(), substitutions={}, identity=observe.Identity()
@@ -255,3 +267,10 @@ def test_nothing_is_left_after_a_service_that_ignores_its_stop_signal() -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != "self"]
     assert not any(token.encode() in line for line in lines)
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+
+
+@pytest.mark.parametrize("given", [{}, {"TZ": "Asia/Tokyo"}])
+def test_the_tracer_leaves_no_mark_in_the_services_environment(given: dict[str, str], outside: Outside) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "ONLY": "this", **given}
+    lines = set(outside("env", environment=environment).log.splitlines())
+    assert lines == {f"{name}={value}" for name, value in environment.items()}

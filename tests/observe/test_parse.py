@@ -42,7 +42,8 @@ import os, socket, sys
 os.chdir("/var/tmp")
 os.mkdir("deeds", 0o750)
 os.chdir("deeds")
-for name in (b"with space", b'with "quotes"', b"new\\nline", b"semi;colon) = 3", b"latin-\\xe9", b"tab\\tback\\\\slash", b"<angle>"):
+names = b"with space", b'with "quotes"', b"new\\nline", b"semi;colon) = 3", b"latin-\\xe9"
+for name in (*names, b"tab\\tback\\\\slash", b"<angle>"):
     os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o640))
     os.stat(name)
 os.open(b"<angle>", os.O_RDONLY)
@@ -83,7 +84,15 @@ def found(observation: Observation, operation: str, path: str) -> Access:
 
 @pytest.mark.parametrize(
     "name",
-    ["with space", 'with "quotes"', "new\nline", "semi;colon) = 3", os.fsdecode(b"latin-\xe9"), "tab\tback\\slash", "<angle>"],
+    [
+        "with space",
+        'with "quotes"',
+        "new\nline",
+        "semi;colon) = 3",
+        os.fsdecode(b"latin-\xe9"),
+        "tab\tback\\slash",
+        "<angle>",
+    ],
 )
 def test_file_names_of_any_bytes_survive(deeds: Observation, name: str) -> None:
     assert found(deeds, "create", f"/var/tmp/deeds/{name}").mode == 0o640
@@ -138,7 +147,9 @@ def test_what_set_the_service_up_is_not_in_its_trace(deeds: Observation) -> None
 
 
 def test_a_thread_that_executes_a_program_is_followed(outside: Callable[..., Observation], as_root: None) -> None:
-    code = "import os, threading; threading.Thread(target=lambda: os.execv('/bin/cat', ['cat', '/etc/hostname'])).start()"
+    code = (
+        "import os, threading; threading.Thread(target=lambda: os.execv('/bin/cat', ['cat', '/etc/hostname'])).start()"
+    )
     observation = outside(PYTHON, "-I", "-S", "-c", code)
     assert [item.program for item in observation.trace.executions] == [PYTHON, "/bin/cat"]
     assert found(observation, "read", "/etc/hostname")
@@ -204,7 +215,9 @@ def test_names_of_all_system_calls_are_there_on_request(outside: Callable[..., O
 
 
 def test_an_interrupted_call_that_is_restarted_counts_once() -> None:
-    assert rest('1 connect(3<socket:[9]>, {sa_family=AF_UNIX, sun_path="/s"}, 5) = ? ERESTARTSYS (To be restarted)') == []
+    assert (
+        rest('1 connect(3<socket:[9]>, {sa_family=AF_UNIX, sun_path="/s"}, 5) = ? ERESTARTSYS (To be restarted)') == []
+    )
 
 
 def test_a_call_cut_short_by_death_is_left_out_and_named() -> None:
@@ -289,7 +302,9 @@ def test_looking_twice_is_recorded_once_and_changing_twice_is_recorded_twice() -
 
 
 def test_a_hundred_thousand_lines_are_read_in_two_seconds(tmp_path: Path) -> None:
-    call = 'openat(AT_FDCWD</usr/share>, "doc/package-{}/copyright", O_RDONLY|O_CLOEXEC) = 3</usr/share/doc/package-{}/copyright>'
+    call = (
+        'openat(AT_FDCWD</usr/share>, "doc/package-{}/copyright", O_RDONLY|O_CLOEXEC) = 3</usr/share/doc/{}/copyright>'
+    )
     lines = [("0", 1, 'execve("/bin/x", ["x"], 0x1 /* 1 var */) = 0\n')]
     lines += [(f"{number:017}", 1, call.format(number, number) + "\n") for number in range(100_000)]
     began = time.process_time()

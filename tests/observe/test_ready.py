@@ -14,7 +14,12 @@ from stockade.records.spec import Exercise, Ready
 PYTHON = "/usr/bin/python3"
 Outside = Callable[..., Observation]
 
-LATE = "import os, socket, time; print('begun', flush=True); time.sleep(0.3); {deed}; print('done', flush=True); time.sleep(100)"
+LATE = """
+import os, socket, time
+print("begun", flush=True); time.sleep(0.3)
+{deed}
+print("done", flush=True); time.sleep(100)
+"""
 
 
 @pytest.mark.usefixtures("as_root")
@@ -25,7 +30,10 @@ LATE = "import os, socket, time; print('begun', flush=True); time.sleep(0.3); {d
         ("s = socket.create_server(('::1', 4242), family=socket.AF_INET6)", Ready(tcp=4242)),
         ("s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 4242))", Ready(udp=4242)),
         ("s = socket.socket(socket.AF_UNIX); s.bind('/run/x.sock'); s.listen()", Ready(unix="/run/x.sock")),
-        ("os.chdir('/run'); s = socket.socket(socket.AF_UNIX); s.bind('x.sock'); s.listen()", Ready(unix="/var/run/x.sock")),
+        (
+            "os.chdir('/run'); s = socket.socket(socket.AF_UNIX); s.bind('x.sock'); s.listen()",
+            Ready(unix="/var/run/x.sock"),
+        ),
         ("open('/run/is-up', 'w')", Ready(file="/run/is-up")),
         ("open('/run/is-up', 'w')", Ready(command=("test", "-e", "/run/is-up"))),
         ("print('listening on 1')", Ready(log=r"^listening on \d$")),
@@ -54,7 +62,12 @@ import time; time.sleep(100)
 
 @pytest.mark.usefixtures("as_root")
 def test_without_a_condition_a_client_comes_after_the_service_listens(outside: Outside) -> None:
-    code = "import time, socket; t = time.time()\nwhile time.time() < t + 1: pass\ns = socket.create_server(('127.0.0.1', 4242)); time.sleep(100)"
+    code = """
+import socket, time
+begun = time.time()
+while time.time() < begun + 1: pass
+server = socket.create_server(("127.0.0.1", 4242)); time.sleep(100)
+"""
     client = (PYTHON, "-c", "import socket; socket.create_connection(('127.0.0.1', 4242))")
     assert outside(PYTHON, "-c", code, exercises=(Exercise(command=client),)).exercises[0].passed
 
@@ -88,5 +101,3 @@ def test_conditions_are_named_for_a_message() -> None:
         "`/run/x` is there",
         "its output matches `up`",
     )
-
-

@@ -104,6 +104,15 @@ def test_an_added_library_brings_its_own_libraries() -> None:
     assert any(name.startswith("/usr/lib/x86_64-linux-gnu/libcrypt.so.1") for name in paths(closure))
 
 
+def test_a_missing_directory_brings_those_below_it_that_are_asked_for_next(world: World) -> None:
+    world.directory("/usr/local/lib/perl")
+    world.directory("/usr/local/share")
+    gap = Gap(path="/usr/local", operation="stat", error="ENOENT", reason="exists on the host")
+    closure = world.resolve(trace(did("read", "/usr/local/lib/perl/none/x.pm", "ENOENT")), gaps=(gap,))
+    assert {"/usr/local", "/usr/local/lib", "/usr/local/lib/perl"} <= paths(closure)
+    assert "/usr/local/share" not in paths(closure)
+
+
 FAILING = [
     did("read", "/srv/key.pem", "ENOENT"),
     did("read", "/srv/excluded/x", "ENOENT"),

@@ -111,31 +111,33 @@ class Running:
 
     def processes(self) -> dict[int, dict[str, str]]:
         """Lines of /proc/PID/status of each process of the jail, by its pid on the host."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                if os.readlink(entry / "ns/pid") == self.namespaces["pid"]:
-                    found[int(entry.name)] = status(entry)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        return found
+        return {int(process.name): status(process) for process in inhabitants("pid", self.namespaces["pid"])}
 
     def leftovers(self) -> list[str]:
         """What there still is of a jail that has ended: processes, mounts, users of its namespaces."""
-        left = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            for kind, name in self.namespaces.items():
-                try:
-                    if os.readlink(entry / "ns" / kind) == name:
-                        left.append(f"process {entry.name} is in its {kind} namespace")
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
+        left = [
+            f"process {process.name} is in its {kind} namespace"
+            for kind, name in self.namespaces.items()
+            for process in inhabitants(kind, name)
+        ]
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
         return left + [f"mount {line}" for line in mounts if str(self.stockade.home) in line]
+
+
+def inhabitants(kind: str, name: str) -> list[Path]:
+    """Directories in /proc of the processes in the namespace `name`, as readlink(2) gives it, of a kind."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if os.readlink(process / "ns" / kind) == name:
+                found.append(process)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        except PermissionError:
+            continue  # root may look into every process of a jail: this one is none
+    return found
 
 
 def status(process: Path) -> dict[str, str]:

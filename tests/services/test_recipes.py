@@ -40,31 +40,56 @@ SERVICES = {name: spec for name, spec in SPECS.items() if spec.service.ready != 
 PROGRAMS_TO_RUN = {name: spec for name, spec in SPECS.items() if name not in SERVICES}
 
 
-def needed(name: str) -> None:
-    """Skip when this machine has not what the recipe `name` is for."""
-    reason = lacking({**PROGRAMS[name], "nsenter": "util-linux"})
-    if reason:
-        pytest.skip(reason)
+class Jails:
+    """Builds and starts each recipe once, when it is first asked for."""
+
+    def __init__(self, stockade: Stockade) -> None:
+        self.stockade = stockade
+        self._built: dict[str, str] = {}
+        self._running: dict[str, Running] = {}
+
+    def built(self, name: str) -> Spec:
+        """The spec of a recipe, whose jail has been built."""
+        reason = lacking({**PROGRAMS[name], "nsenter": "util-linux"})
+        if reason:
+            pytest.skip(reason)
+        if name not in self._built:
+            done = self.stockade.run("build", name)
+            self._built[name] = "" if done.returncode == 0 else f"{done.stdout}\n{done.stderr}"
+        assert self._built[name] == ""
+        return SPECS[name]
+
+    def started(self, name: str) -> Running:
+        """The jail of a recipe, which has been started."""
+        spec = self.built(name)
+        if name not in self._running:
+            self.stockade.good("start", name)
+            self._running[name] = Running(self.stockade, spec, self.stockade.running()[name])
+        return self._running[name]
+
+    def close(self) -> None:
+        """Stop what still runs."""
+        for name in self.stockade.running():
+            self.stockade.good("stop", name)
 
 
 @pytest.fixture(scope="module")
-def jail(request: pytest.FixtureRequest, stockade: Stockade) -> Iterator[Running]:
-    name: str = request.param
-    needed(name)
-    stockade.good("build", name)
-    stockade.good("start", name)
-    running = Running(stockade, SPECS[name], stockade.running()[name])
-    yield running
-    if name in stockade.running():
-        stockade.good("stop", name)
+def jails(stockade: Stockade) -> Iterator[Jails]:
+    made = Jails(stockade)
+    yield made
+    made.close()
 
 
-@pytest.fixture(scope="module")
-def built(request: pytest.FixtureRequest, stockade: Stockade) -> Spec:
+@pytest.fixture
+def jail(request: pytest.FixtureRequest, jails: Jails) -> Running:
     name: str = request.param
-    needed(name)
-    stockade.good("build", name)
-    return SPECS[name]
+    return jails.started(name)
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest, jails: Jails) -> Spec:
+    name: str = request.param
+    return jails.built(name)
 
 
 def every_exercise(specs: Mapping[str, Spec]) -> Iterator[object]:

@@ -18,7 +18,7 @@ from stockade.errors import NotFoundError, StateError, StockadeError, UsageError
 from stockade.records.report import PsReport
 from stockade.records.text import unescape
 
-__all__ = ["register"]
+__all__ = ["add_run_options", "environment", "own_failure", "register", "terminal", "wait"]
 
 OWN_FAILURE = 125  # as env(1), timeout(1) and chroot(1) report that they themselves failed
 _SHELLS = ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh")
@@ -70,6 +70,11 @@ def register(subparsers: Subparsers) -> None:
 def _add_command_options(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the jail")
     parser.add_argument("--user", metavar="USER", help="an account of the jail (default: the service's)")
+    add_run_options(parser)
+
+
+def add_run_options(parser: Parser) -> None:
+    """Options of every verb that runs a command in the foreground."""
     parser.add_argument("--directory", metavar="DIRECTORY", help="working directory in the jail")
     parser.add_argument(
         "--env", metavar="NAME=VALUE", action="append", default=[], help="a variable more; may be given more than once"
@@ -79,16 +84,16 @@ def _add_command_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run in the foreground and pass the status on."""
-    environment = _environment(arguments.env)
-    with _own_failure():
+    variables = environment(arguments.env)
+    with own_failure():
         names.built(arguments.name)
-        return _wait(
+        return wait(
             contain.launch(
                 arguments.name,
                 argv=arguments.command or None,
-                environment=environment,
+                environment=variables,
                 user=arguments.user,
-                terminal=_terminal(arguments),
+                terminal=terminal(arguments),
                 directory=arguments.directory,
                 ephemeral=arguments.ephemeral,
             )
@@ -117,23 +122,23 @@ def shell(arguments: argparse.Namespace) -> int:
 
 
 def _enter(arguments: argparse.Namespace, command: list[str]) -> int:
-    environment = _environment(arguments.env)
-    with _own_failure():
+    variables = environment(arguments.env)
+    with own_failure():
         names.existing(arguments.name)
-        return _wait(
+        return wait(
             contain.enter(
                 arguments.name,
                 command,
-                environment=environment,
+                environment=variables,
                 user=arguments.user,
-                terminal=_terminal(arguments),
+                terminal=terminal(arguments),
                 directory=arguments.directory,
             )
         )
 
 
 @contextmanager
-def _own_failure() -> Iterator[None]:
+def own_failure() -> Iterator[None]:
     """Errors of ours must not look like the command's statuses: they end with 125 (or 126, 127 for the exec)."""
     try:
         yield
@@ -143,18 +148,18 @@ def _own_failure() -> Iterator[None]:
         raise
 
 
-def _environment(given: list[str]) -> dict[str, str]:
+def environment(given: list[str]) -> dict[str, str]:
     for variable in given:
         if not variable.partition("=")[0] or "=" not in variable:
             raise UsageError(f"`--env {variable}` is no variable", hint="write `--env NAME=VALUE`")
     return dict(variable.split("=", 1) for variable in given)
 
 
-def _terminal(arguments: argparse.Namespace) -> bool:
+def terminal(arguments: argparse.Namespace) -> bool:
     return not arguments.no_terminal and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _wait(jail: contain.Running) -> int:
+def wait(jail: contain.Running) -> int:
     """Pass signals on to the jail until it ends, and return its status."""
 
     def forward(number: int, _: object) -> None:

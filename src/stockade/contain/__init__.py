@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from .ids import allocate, for_jail, of_caller
     from .installing import install
     from .jail import Running
+    from .network import RESOLVER
     from .registry import RunningJail, find, logs, running, stop
     from .starting import launch, launch_generation
     from .wording import describe
 
 __all__ = [
-    "IdRange", "LaunchPlan", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode", "enter",
+    "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode", "enter",
     "find", "for_jail", "install", "launch", "launch_generation", "logs", "of_caller", "running", "stop", "warden_path",
 ]  # fmt: skip
 
@@ -28,6 +29,7 @@ __all__ = [
 _HOMES = {
     "IdRange": "stockade.records.launch",
     "LaunchPlan": "stockade.records.launch",
+    "RESOLVER": "stockade.contain.network",
     "Running": "stockade.contain.jail",
     "RunningJail": "stockade.contain.registry",
     "allocate": "stockade.contain.ids",

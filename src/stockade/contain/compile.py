@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,11 +49,12 @@ _MADE_DEVICES = frozenset({"ptmx", "pts", "shm", "fd", "stdin", "stdout", "stder
 
 def compile_plan(
     spec: Spec, lock: Lock, *, generation: Path, volumes: Path, ids: IdRange, cgroup: CgroupPlan | None = None,
-    allow_ptrace: bool = False,
+    allow_ptrace: bool = False, extra: tuple[MountStep, ...] = (),
 ) -> LaunchPlan:  # fmt: skip
     """The plan for the jail in `generation`, whose volumes lie in `volumes` and whose ids are `ids`.
 
     `cgroup` holds the limits that control groups keep. `allow_ptrace` is for a service that is a tracer itself.
+    `extra` are mounts beyond those of spec and lock, made after its directories.
     SpecError where the spec asks for what walls cannot give.
     """
     service = spec.service
@@ -62,7 +64,7 @@ def compile_plan(
         return _chroot(spec, who, ids, cgroup)
     _refuse_impossible(spec, who, ids)
     single = ids.kind == "single"
-    mounts = tuple(_owned_by(who, step) if single else step for step in _mounts(spec, lock, volumes, ids))
+    mounts = tuple(_owned_by(who, step) if single else step for step in _mounts(spec, lock, volumes, ids, extra))
     return LaunchPlan(
         name=spec.name,
         hostname=spec.hostname or spec.name,
@@ -162,7 +164,7 @@ def _landlock(lock: Lock, mounts: tuple[MountStep, ...]) -> LandlockPlan | None:
             case Filesystem(type="proc"):
                 grants.append(landlock.Grant(path=step.target, access=("write",)))
             case Bind(writable=True, device=False):
-                is_directory = step.volume or step.target in directories
+                is_directory = step.volume or step.target in directories or os.path.isdir(step.source)
                 grants.append(landlock.Grant(path=step.target, access=("write",), directory=is_directory))
             case _:
                 pass
@@ -176,9 +178,12 @@ def _owned_by(who: Account, step: MountStep) -> MountStep:
     return MakeDirectory(path=step.path, mode=step.mode, uid=who.uid, gid=who.gid)
 
 
-def _mounts(spec: Spec, lock: Lock, volumes: Path, ids: IdRange) -> Iterator[MountStep]:
+def _mounts(
+    spec: Spec, lock: Lock, volumes: Path, ids: IdRange, extra: tuple[MountStep, ...]
+) -> Iterator[MountStep]:
     directories = sorted(lock.directories, key=lambda found: unescape(found.path))
     yield from _directories(spec, directories, volumes)
+    yield from extra
     for mount in spec.mounts:
         yield Bind(source=mount.source, target=mount.target, writable=mount.writable, submounts=True)
     yield from _proc(lock)

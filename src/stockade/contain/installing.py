@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stockade import places
 from stockade.kernel import cgroup_plan, cgroups
-from stockade.records.launch import LaunchPlan
+from stockade.records.launch import IdRange, LaunchPlan, MountStep
 from stockade.records.lock import Lock
 from stockade.records.policy import CgroupPlan
 from stockade.records.spec import Spec
@@ -21,16 +21,21 @@ from .volumes import prepare
 __all__ = ["install"]
 
 
-def install(spec: Spec, lock: Lock, *, generation: Path, allow_ptrace: bool = False) -> LaunchPlan:
+def install(
+    spec: Spec, lock: Lock, *, generation: Path, allow_ptrace: bool = False, ids: IdRange | None = None,
+    extra: tuple[MountStep, ...] = (),
+) -> LaunchPlan:  # fmt: skip
     """Compile the plan of `generation` (committed or not yet) and write it to its `plan`; make missing volumes.
 
+    `ids` are the jail's (default: those kept for it), `extra` mounts beyond those of spec and lock.
     Errors as `compile_plan`, `allocate` and OSError have them.
     """
-    ids = for_jail(spec.name)
+    ids = for_jail(spec.name) if ids is None else ids
     volumes = Path(os.path.realpath(places.jail(spec.name))) / "volumes"
     plan = compile_plan(
-        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec), allow_ptrace=allow_ptrace
-    )
+        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec), allow_ptrace=allow_ptrace,
+        extra=extra,
+    )  # fmt: skip
     prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
     wrapper = plan.cgroup.wrapper if plan.cgroup is not None else ()
     if wrapper:

@@ -26,7 +26,7 @@ from .tracer import Tracer
 from .view import View
 from .viewtree import RUN, TRACE_DIRECTORY
 
-__all__ = ["Identity", "Observation", "inside", "outside"]
+__all__ = ["Identity", "Observation", "inside", "outside", "root_of", "service_environment"]
 
 _LOG_TAIL = 64 * 1024
 _SYSLOG = "/dev/log"
@@ -299,7 +299,7 @@ def inside(
     the jail is the caller's to end.
     """
     steps = _Steps(progress)
-    base = _root_of(pid)
+    base = root_of(pid)
     with contextlib.ExitStack() as stack:
         with steps.step("view", "making a view for the clients"):
             view = stack.enter_context(View.open(seeds=client_seeds, network_of=pid, service_root_of=pid))
@@ -337,7 +337,7 @@ def inside(
     return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds))
 
 
-def _root_of(pid: int) -> str:
+def root_of(pid: int) -> str:
     """Root directory of a process as the host names it: `/` behind pivot_root, a path behind a chroot."""
     try:
         return os.readlink(f"/proc/{pid}/root")

@@ -65,6 +65,12 @@ def launcher(
     return [*command, "--"], dict(environment)
 
 
+def _has_root(pid: int) -> bool:
+    """Whether the user namespace of process `pid` maps uid 0."""
+    with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+        return any(line.split()[0] == "0" for line in file)
+
+
 class Tracer:
     """strace attached to one process and all that come from it. Use as a context manager."""
 
@@ -78,12 +84,12 @@ class Tracer:
     ) -> Tracer:
         """strace on `pid` (a host id), writing PREFIX.PID into the directory behind that descriptor.
 
-        Returns once it is attached. `as_uid0_of` is a process in whose user namespace strace runs as uid 0: what
-        an ordinary user needs, for strace to see the descriptors of a process that changes its id. HostError where
-        strace is missing, ObserveError where it cannot attach.
+        Returns once it is attached. `as_uid0_of` is a process in whose user namespace strace runs as uid 0, if it
+        maps that: what an ordinary user needs, for strace to see the descriptors of a process that changes its id.
+        HostError where strace is missing, ObserveError where it cannot attach.
         """
         command = [require(), *_options(prefix, syscalls=syscalls), "--decode-pids=pidns", "-p", str(pid)]
-        if as_uid0_of is not None:
+        if as_uid0_of is not None and _has_root(as_uid0_of):
             command = ["nsenter", f"--user=/proc/{as_uid0_of}/ns/user", "--setuid", "0", "--setgid", "0", *command]
         cpu = processor()
         errors = os.memfd_create("strace")

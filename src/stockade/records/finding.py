@@ -22,3 +22,28 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, order=True):
     message: str
     remedy: str = ""
     source: str = ""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A finding that is there on purpose: why, and whether the spec (`files.reasons`) or a baseline says so."""
+
+    finding: Finding
+    reason: str
+    by: Literal["spec", "baseline"]
+
+
+class Unchecked(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A rule that could not be checked, and why."""
+
+    code: str
+    reason: str
+
+
+class Mending(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One change that mends a finding. `done` is false where it was only proposed; `failed` says why it was not made."""
+
+    code: str
+    path: str
+    change: str
+    done: bool = False
+    failed: str = ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from .closure import Advice
+from .finding import Accepted, Finding, Mending, Severity, Unchecked
 from .host import Host
 
 REPORT_VERSION = 1
@@ -178,6 +181,45 @@ class DoctorReport(Report, frozen=True, kw_only=True, tag="doctor"):
     host: Host
 
 
+class AuditReport(Report, frozen=True, kw_only=True, tag="audit"):
+    """`stockade audit`: what is wrong with a jail or a directory tree.
+
+    `target` is a jail's name or a path. `findings` are those that nobody accepts, the worst first; `counts` has the
+    number of all of them by code, also of those that are not listed one by one. `score` is 100 for nothing found; it
+    is 100 / (1 + `points` / `half`), where a rule that is broken n times gives (1 + log2 n) times the weight of its
+    severity. `score_with_accepted` counts the accepted findings too. `mended` is there after `--fix`.
+    """
+
+    target: str
+    kind: Literal["jail", "directory"]
+    generation: int | None = None
+    examined: int
+    seconds: float
+    score: float
+    score_with_accepted: float
+    points: float
+    half: float
+    weights: dict[Severity, float]
+    counts: dict[str, int]
+    findings: tuple[Finding, ...]
+    accepted: tuple[Accepted, ...]
+    unchecked: tuple[Unchecked, ...]
+    mended: tuple[Mending, ...] = ()
+
+
+class RuleReport(Report, frozen=True, kw_only=True, tag="rule"):
+    """`stockade explain CODE`: what a rule of the audit is about."""
+
+    code: str
+    severity: Severity
+    title: str
+    remedy: str
+    source: str
+    acceptable: bool
+    mendable: bool
+
+
 REPORTS: tuple[type[Report], ...] = (
     RecipesReport, ListReport, PsReport, BuildReport, ExplainReport, SummaryReport, StatusReport, DoctorReport,
+    AuditReport, RuleReport,
 )  # fmt: skip

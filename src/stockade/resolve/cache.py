@@ -40,7 +40,8 @@ class Cache:
             start = 16 + _OLD_ENTRY * int.from_bytes(data[12:16], "little")
             data = data[(start + 7) // 8 * 8 :]
         self._data = data
-        self._entries: dict[bytes, list[tuple[int, int, int]]] = {}
+        self._keys: tuple[int, ...] = ()
+        self._last: dict[bytes, int] = {}
         self._subdirectories: list[str] = []
         if not data.startswith(_MAGIC) or len(data) < _HEADER.size:
             return
@@ -49,18 +50,22 @@ class Cache:
         if end > len(data):
             return
         self._subdirectories = _subdirectories(data, extension)
-        entries, find = self._entries, data.find
-        for flags, key, value, _, hwcap in _ENTRY.iter_unpack(data[_HEADER.size : end]):
-            name = data[key : find(b"\0", key)]
-            if name in entries:
-                entries[name].append((flags, value, hwcap))
-            else:
-                entries[name] = [(flags, value, hwcap)]
+        find = data.find
+        self._keys = struct.unpack_from(f"={6 * count}I", data, _HEADER.size)[1::6]
+        # Entries of one name stand together: the last place of each is enough to find the others.
+        self._last = {data[key : find(b"\0", key)]: place for place, key in enumerate(self._keys)}
 
     def entries(self, name: str) -> list[CacheEntry]:
         """The entries for the library `name`, in the file's order."""
-        found = self._entries.get(os.fsencode(name), [])
-        return [CacheEntry(flags, _string(self._data, value), self._hwcaps(hwcap)) for flags, value, hwcap in found]
+        wanted = os.fsencode(name)
+        place = self._last.get(wanted, -1)
+        result: list[CacheEntry] = []
+        while place >= 0 and self._data.startswith(wanted + b"\0", self._keys[place]):
+            flags, _, value, _, hwcap = _ENTRY.unpack_from(self._data, _HEADER.size + place * _ENTRY.size)
+            result.append(CacheEntry(flags, _string(self._data, value), self._hwcaps(hwcap)))
+            place -= 1
+        result.reverse()
+        return result
 
     def _hwcaps(self, hwcap: int) -> str | None:
         if hwcap == 0:

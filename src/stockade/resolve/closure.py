@@ -99,11 +99,18 @@ def _gaps(collector: Collector, gaps: Sequence[Gap], observed: Observed, touched
         round_ = f"round {gap.round}: " if gap.round else ""
         evidence = Evidence(kind="gap", detail=f"{round_}{gap.operation} failed with {gap.error}, {gap.reason}")
         touched[gap.path] = True
-        if not _gap(collector, workplaces, gap, evidence, observed):
+        if not _gap(collector, workplaces, gap, evidence, observed, touched):
             collector.refuse(gap.path, gap.operation, gap.error, "left out: nothing that could be added")
 
 
-def _gap(collector: Collector, workplaces: Workplaces, gap: Gap, evidence: Evidence, observed: Observed) -> bool:
+def _gap(
+    collector: Collector,
+    workplaces: Workplaces,
+    gap: Gap,
+    evidence: Evidence,
+    observed: Observed,
+    touched: dict[str, bool],
+) -> bool:
     """Add what one gap asks for; False when there is nothing to add."""
     follow = gap.operation not in ("readlink", "unlink")
     found = collector.host.walk(gap.path, follow=follow)
@@ -122,6 +129,11 @@ def _gap(collector: Collector, workplaces: Workplaces, gap: Gap, evidence: Evide
     real = collector.add(gap.path, evidence, follow=follow, operation=gap.operation)
     if real is not None and found.is_file:
         collector.loadable(gap.path, executable=False)
+    if real is not None and found.is_directory:
+        # A program that misses one directory soon asks for the next on its way: spare it a round for each.
+        for path, succeeded in list(touched.items()):
+            if not succeeded and path.startswith(f"{real}/"):
+                collector.parents(path, deepest=True)
     return real is not None
 
 

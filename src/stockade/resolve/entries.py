@@ -188,9 +188,12 @@ class Entries:
         self._evidence.setdefault(place, set()).add(evidence)
         self._parents(place, Evidence(kind="parent", because=place))
 
-    def parents(self, path: str) -> None:
-        """The directories above `path`, which itself is made by someone else."""
-        self._parents(self.host.walk(path, follow=False).path, Evidence(kind="parent", because=path))
+    def parents(self, path: str, *, deepest: bool = False) -> None:
+        """The directories above `path`, which itself is made by someone else; with `deepest` those that there are."""
+        place = self.host.walk(path, follow=False).path
+        while deepest and place and self.host.walk(place.rpartition("/")[0] or "/").status is None:
+            place = place.rpartition("/")[0]
+        self._parents(place, Evidence(kind="parent", because=path))
 
     def has(self, path: str) -> bool:
         """The canonical `path` is an entry."""

@@ -97,12 +97,9 @@ class Glibc:
 
         return _TOKEN.sub(value, name)
 
-    def loaded(self, name: str, objects: list[Object]) -> Object | None:
-        """By a name it was asked for or opened by, or by its SONAME."""
-        for known in objects:
-            if name == known.path or name in known.names or name == known.elf.soname:
-                return known
-        return None
+    def names(self, item: Object) -> tuple[str, ...]:
+        """An object answers to the name it was opened by and to its SONAME."""
+        return (item.path,) if item.elf.soname is None else (item.path, item.elf.soname)
 
     def find(self, name: str, loader: Object, main: Object) -> tuple[Object | None, str, list[str]]:
         """_dl_map_object: a name with a slash is a path; else RPATHs, LD_LIBRARY_PATH, RUNPATH, cache, defaults."""
@@ -113,9 +110,10 @@ class Glibc:
         if loader.elf.runpath is None:
             current: Object | None = loader
             while current is not None:
-                found = self._in(self._rpath(current), name, searched)
-                if found is not None:
-                    return found, f"RPATH of `{current.real}`", searched
+                if current.elf.rpath is not None:
+                    found = self._in(self._rpath(current, current.elf.rpath), name, searched)
+                    if found is not None:
+                        return found, f"RPATH of `{current.real}`", searched
                 current = current.loader
         if self._library_path:
             if self._environment is None:
@@ -141,9 +139,9 @@ class Glibc:
     def _absolute(self, path: str) -> str:
         return path if path.startswith("/") else f"{self._directory.rstrip('/')}/{path}"
 
-    def _rpath(self, item: Object) -> tuple[str, ...]:
+    def _rpath(self, item: Object, text: str) -> tuple[str, ...]:
         if item.rpath is None:
-            item.rpath = self._split(item.elf.rpath, item) if item.elf.rpath is not None else ()
+            item.rpath = self._split(text, item)
         return item.rpath
 
     def _split(self, text: str, item: Object) -> tuple[str, ...]:
@@ -193,6 +191,8 @@ class Glibc:
 
     def _best(self, entries: list[ldcache.CacheEntry]) -> str | None:
         flags = _CACHE_FLAGS.get(self._kind)
+        if len(entries) == 1 and entries[0].flags == flags and entries[0].hwcaps == "":
+            return entries[0].path
         usable = [entry for entry in entries if flags is None or entry.flags == flags]
         if flags is None:  # told apart by opening: the first of the right class and machine
             usable = [entry for entry in usable if self._fits(entry.path)]

@@ -50,6 +50,7 @@ class Host:
         self._status: dict[str, tuple[os.stat_result | None, str]] = {}
         self._targets: dict[str, str] = {}
         self._walks: dict[tuple[str, bool], Walk] = {}
+        self._directories: dict[str, tuple[str, tuple[tuple[str, str], ...]] | None] = {}
 
     def outer(self, path: str) -> str:
         """The path on the real host of the canonical `path`."""
@@ -81,11 +82,20 @@ class Host:
         return known
 
     def _walk(self, path: str, follow: bool) -> Walk:
-        pending = path.split("/")
+        above, _, name = path.rpartition("/")
+        start = self._directories.get(above)
+        if start is None and above:
+            found = self._resolve(above.split("/"), True, "", ())
+            start = self._directories[above] = (found.path.rstrip("/"), found.links) if found.is_directory else None
+        if start is not None and name:  # begin where many paths have been before
+            return self._resolve([name], follow, *start)
+        return self._resolve(path.split("/"), follow, "", ())
+
+    def _resolve(self, pending: list[str], follow: bool, current: str, before: tuple[tuple[str, str], ...]) -> Walk:
+        """Follow the names `pending` from the canonical directory `current`, reached by the links `before`."""
         pending.reverse()
-        current = ""
-        status, error = self.status("/")
-        links: list[tuple[str, str]] = []
+        status, error = self.status(current or "/")
+        links = list(before)
         while pending:
             name = pending.pop()
             if status is not None and not stat.S_ISDIR(status.st_mode):  # a trailing `/` or `/.` asks for one too

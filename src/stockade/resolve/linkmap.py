@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from ..errors import ElfError
 from . import elf
@@ -14,8 +15,7 @@ __all__ = ["Files", "Libraries", "Library", "Missing", "Object", "Search", "Unus
 _VDSO = ("linux-vdso.so.1", "linux-gate.so.1", "linux-vdso64.so.1", "linux-vdso32.so.1")
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
+class Library(msgspec.Struct, frozen=True):
     """One library of a program: the `name` asked for, the `path` under which it was found and its canonical path.
 
     `needed_by` is the canonical path of the object that asked; `rule` says which search rule found it.
@@ -28,8 +28,7 @@ class Library:
     rule: str
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True):
     """A library that was not found, or not usable (`reason`), and the directories that were searched."""
 
     name: str
@@ -38,8 +37,7 @@ class Missing:
     reason: str = "not found"
 
 
-@dataclass(frozen=True, slots=True)
-class Libraries:
+class Libraries(msgspec.Struct, frozen=True):
     """Every library of a program in the order in which the dynamic linker loads them, itself included.
 
     `interpreter` is the canonical path of what PT_INTERP names, None where it names nothing.
@@ -51,8 +49,7 @@ class Libraries:
     missing: tuple[Missing, ...] = ()
 
 
-@dataclass(slots=True)
-class Object:
+class Object(msgspec.Struct, eq=False):
     """A loaded object. `path` is the name it was opened by, `loader` the object that first asked for it."""
 
     path: str
@@ -61,7 +58,6 @@ class Object:
     identity: tuple[int, int]
     origin: str
     loader: Object | None = None
-    names: set[str] = field(default_factory=set)
     rpath: tuple[str, ...] | None = None
     runpath: tuple[str, ...] | None = None
 
@@ -72,8 +68,8 @@ class Search(Protocol):
     def expand(self, name: str, loader: Object) -> str:
         """`name` as NEEDED gives it, with `$ORIGIN` and the like replaced."""
 
-    def loaded(self, name: str, objects: list[Object]) -> Object | None:
-        """The object that answers to `name` already."""
+    def names(self, item: Object) -> tuple[str, ...]:
+        """The names that a loaded object answers to, beside those by which it was asked for."""
 
     def find(self, name: str, loader: Object, main: Object) -> tuple[Object | None, str, list[str]]:
         """The object for `name` (None: not found), the rule that found it, the directories searched."""
@@ -129,41 +125,52 @@ class Files:
 
 def load(main: Object, search: Search, files: Files, linker: Object | None, preload: tuple[str, ...]) -> Libraries:
     """Load everything that `main` needs, breadth first, as `_dl_map_object_deps` does."""
-    objects = [main] if linker is None else [main, linker]
+    by_name: dict[str, Object] = {}
+    by_identity: dict[tuple[int, int], Object] = {}
     libraries: list[Library] = []
     missing: dict[str, Missing] = {}
     listed = {id(main)}
     order = [main]
 
+    def register(item: Object) -> None:
+        by_identity[item.identity] = item
+        for name in search.names(item):  # of several the first that was loaded answers
+            by_name.setdefault(name, item)
+
     def take(name: str, loader: Object, *, optional: bool, rule: str = "") -> None:
+        if id(by_name.get(name)) in listed:  # asked for before: most are
+            return
         name = search.expand(name, loader)
         if name in missing or name in _VDSO:
             return
-        found, searched = search.loaded(name, objects), list[str]()
+        found = by_name.get(name)
         if found is None:
             try:
                 found, how, searched = search.find(name, loader, main)
             except Unusable as error:
-                missing[name] = Missing(name, loader.real, tuple(searched), str(error))
+                missing[name] = Missing(name, loader.real, (), str(error))
                 return
             if found is None:
                 if not optional:
                     missing[name] = Missing(name, loader.real, tuple(searched))
                 return
             rule = rule or how
-            same = next((known for known in objects if known.identity == found.identity), None)
+            same = by_identity.get(found.identity)
             if same is None:
                 found.loader = loader
-                objects.append(found)
+                register(found)
             else:
                 found = same
-            found.names.add(name)
+            by_name[name] = found
         if id(found) not in listed:
             listed.add(id(found))
             order.append(found)
             rule = "interpreter" if found is linker else rule
             libraries.append(Library(name, found.path, found.real, loader.real, rule))
 
+    for item in (main, linker):
+        if item is not None:
+            register(item)
     for name in preload:
         take(name, main, optional=True, rule="LD_PRELOAD")
     for current in order:

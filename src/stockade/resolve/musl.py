@@ -30,15 +30,13 @@ class Musl:
         """Nothing here depends on the program."""
 
     def expand(self, name: str, loader: Object) -> str:
-        """musl expands nothing in NEEDED."""
+        """musl expands nothing in NEEDED; the C library's names mean the linker itself."""
         del loader
-        return name
+        return self._linker.path if _OWN.match(name) else name
 
-    def loaded(self, name: str, objects: list[Object]) -> Object | None:
-        """The linker itself for the C library's names; else by the name an object was asked for without a slash."""
-        if _OWN.match(name) or name == self._linker.path:
-            return self._linker
-        return next((known for known in objects if name in known.names), None)
+    def names(self, item: Object) -> tuple[str, ...]:
+        """Only the linker answers to a name of its own."""
+        return (item.path,) if item.path == self._linker.path else ()
 
     def find(self, name: str, loader: Object, main: Object) -> tuple[Object | None, str, list[str]]:
         """load_library: LD_LIBRARY_PATH, the RUNPATH or RPATH of the object and its loaders, the path file."""

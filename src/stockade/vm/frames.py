@@ -7,9 +7,11 @@ import struct
 __all__ = ["Frame", "Reader", "WINDOW", "execute", "pack", "pack_number"]
 
 EXEC, DATA, EOF, SIGNAL, RESIZE, CREDIT, STOP, SERVICE = range(1, 9)
-READY, STDOUT, STDERR, EXIT, STARTED, ENDED, FAULT = range(16, 23)
+READY, STDOUT, STDERR, EXIT, STARTED, ENDED, FAULT, TAKEN = range(16, 24)
 
 WINDOW = 65536
+#: What may be on its way to the guest: beyond 4096 bytes that nobody has read its terminal driver loses some.
+LINE_MOST = 3072
 DATA_MOST = 4096
 _FRAME_MOST = 32768
 _HEADER = struct.Struct(">BBHI")

@@ -45,6 +45,7 @@ class Keeper:
         self.log = ConsoleLog(orders["log"], orders["log_bytes"])
         self._reader = frames.Reader()
         self._line_out = bytearray()
+        self._room = frames.LINE_MOST
         self._timers: list[tuple[float, str]] = []
         self._mconsole: Console | None = None
         self.helpers: list[Any] = []
@@ -154,11 +155,14 @@ class Keeper:
     def _flush(self) -> None:
         with contextlib.suppress(BlockingIOError):
             try:
-                while self._line_out:
-                    del self._line_out[: self.line.send(self._line_out)]
+                while self._line_out and self._room > 0:
+                    sent = self.line.send(self._line_out[: self._room])
+                    del self._line_out[:sent]
+                    self._room -= sent
             except (BrokenPipeError, ConnectionResetError):
                 self._line_out.clear()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._line_out else 0)
+        waiting = self._line_out and self._room > 0
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
         with contextlib.suppress(KeyError):
             self.selector.modify(self.line, events, self._line_event)
 
@@ -185,6 +189,9 @@ class Keeper:
         for kind, session, payload in self._reader.feed(data):
             if kind == frames.READY:
                 self._is_ready()
+            elif kind == frames.TAKEN:
+                self._room = min(frames.LINE_MOST, self._room + frames.number(payload))
+                self._flush()
             elif kind == frames.STARTED:
                 self.service = frames.number(payload)
                 self.say(service=self.service)
@@ -280,4 +287,3 @@ def main() -> None:
         keeper.finish()
 
 
-_ = Client, socket

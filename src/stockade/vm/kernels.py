@@ -33,7 +33,7 @@ SKIPPED_CALLS: tuple[tuple[tuple[int, int], tuple[str, ...]], ...] = (
 
 #: From the first version on: options. The seccomp mode of 6.16 is, by its own help text, not for untrusted programs.
 OPTIONS: tuple[tuple[tuple[int, int], tuple[str, ...]], ...] = (
-    ((0, 0), ("quiet", "loglevel=1", "pty.legacy_count=0", "panic=-1")),
+    ((0, 0), ("quiet", "loglevel=1", "pty.legacy_count=0")),
     ((6, 16), ("seccomp=off",)),
 )
 
@@ -112,7 +112,7 @@ def loops_per_jiffy(kernel: Kernel) -> int | None:
     value = kept.get("lpj")
     if isinstance(value, int) and kept.get("cpu") == _cpu():
         return value
-    words = [kernel.path, "mem=32M", "loglevel=7", "con=none", "ssl=none", "con0=null,fd:1", "panic=-1",
+    words = [kernel.path, "mem=32M", "loglevel=7", "con=none", "ssl=none", "con0=null,fd:1", 
              *(word for word in kernel.options() if word not in ("quiet", "loglevel=1"))]  # fmt: skip
     measured = _measure(words)
     if measured is not None:

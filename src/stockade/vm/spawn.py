@@ -244,4 +244,3 @@ def _become(orders: dict[str, Any], high: list[int], go: int, root: bool) -> NoR
         os._exit(125)
 
 
-_ = json

@@ -1,0 +1,163 @@
+"""V1 to V10: ways to more rights than the service was given."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+
+from .calls import attempt, error_name, opening
+from .results import Result, held, reached, skipped, worst
+from .world import World
+
+__all__ = ["PROBES"]
+
+# include/uapi/linux/prctl.h, sched.h, keyctl.h, capability.h, personality.h
+_PR_CAPBSET_READ, _PR_GET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _AMBIENT_IS_SET = 23, 39, 47, 1
+_CLONE_NEWUSER, _SIGCHLD = 0x10000000, 17
+_GET_KEYRING_ID, _SESSION_KEYRING, _PROCESS_KEYRING = 0, -3, -2
+_CAPABILITY_VERSION = 0x20080522
+_NO_RANDOMIZE = 0x0040000
+
+
+def capability_sets(world: World) -> dict[str, int]:
+    """The five sets of this process as masks."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    data = (ctypes.c_uint32 * 6)()
+    world.call("capget", header, data)
+    bounding = ambient = 0
+    for number in range(64):
+        held_bit, error = world.call("prctl", _PR_CAPBSET_READ, number, 0, 0, 0)
+        if error:
+            break
+        bounding |= (held_bit & 1) << number
+        ambient |= (world.call("prctl", _PR_CAP_AMBIENT, _AMBIENT_IS_SET, number, 0, 0)[0] & 1) << number
+    return {
+        "effective": data[0] | data[3] << 32, "permitted": data[1] | data[4] << 32,
+        "inheritable": data[2] | data[5] << 32, "bounding": bounding, "ambient": ambient,
+    }  # fmt: skip
+
+
+_REPORT = "import json,os;print(json.dumps([os.geteuid(),open('/proc/self/status').read().split('CapEff:')[1].split()[0]]))"
+_REPORT_WITHOUT_PROC = "import json,os;print(json.dumps([os.geteuid(),'0']))"
+
+
+def _helper(world: World, name: str) -> tuple[int, int] | str:
+    """Effective uid and capabilities of a program started through the helper, a loader with rights of its own."""
+    helper = world.request["helpers"].get(name)
+    if helper is None:
+        return "the helper cannot be made here: the caller has one id only"
+    report = _REPORT if os.path.exists("/proc/self/status") else _REPORT_WITHOUT_PROC
+    command = [f"{world.tree}/{helper}", *world.request["python"][1:], "-I", "-S", "-c", report]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=5, check=False)
+    except OSError as error:
+        return f"exec: {error_name(error.errno or 0)}"
+    if done.returncode != 0:
+        return f"exec: {done.stderr.decode(errors='replace').strip()[-120:]}"
+    uid, mask = json.loads(done.stdout)
+    return uid, int(mask, 16)
+
+
+def setuid_helper(world: World) -> Result:
+    if os.geteuid() == 0:
+        return skipped("already uid 0")
+    answer = _helper(world, "setuid")
+    if isinstance(answer, str):
+        return held(answer) if answer.startswith("exec") else skipped(answer)
+    if answer[0] != os.geteuid():
+        return reached(f"a setuid helper runs as uid {answer[0]}")
+    return held("the effective uid stays the same")
+
+
+def capability_helper(world: World) -> Result:
+    own = capability_sets(world)["permitted"]
+    answer = _helper(world, "capable")
+    if isinstance(answer, str):
+        return held(answer) if answer.startswith("exec") else skipped(answer)
+    more = answer[1] & ~own
+    if more:
+        return reached(f"a helper with file capabilities has {more:#x} more than the service")
+    return held("no capability is added")
+
+
+def no_new_privileges(world: World) -> Result:
+    value, _ = world.call("prctl", _PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+    bounding = capability_sets(world)["bounding"] & ~world.request["granted"]
+    results = [
+        held("no_new_privs is set") if value == 1 else reached("no_new_privs is not set"),
+        reached(f"the bounding set holds {bounding:#x} beyond the policy") if bounding else held("bounding: the policy"),
+    ]
+    return worst(results)
+
+
+def passed_on_sets(world: World) -> Result:
+    sets = capability_sets(world)
+    allowed = world.request["granted"] if os.geteuid() != 0 else 0
+    more = {name: sets[name] & ~allowed for name in ("inheritable", "ambient") if sets[name] & ~allowed}
+    if more:
+        return reached("; ".join(f"the {name} set holds {mask:#x}" for name, mask in more.items()))
+    return held("inheritable and ambient hold nothing beyond the policy")
+
+
+def user_namespace(world: World) -> Result:
+    # A success changes only this process, which ends with the probe.
+    pid, error = world.call("clone", _CLONE_NEWUSER | _SIGCHLD, 0, 0, 0, 0)
+    if pid == 0 and not error:
+        os._exit(0)
+    if pid > 0:
+        os.waitpid(pid, 0)
+    return worst([
+        attempt("clone of a user namespace", (pid, error)),
+        attempt("unshare of a user namespace", world.call("unshare", _CLONE_NEWUSER)),
+    ])  # fmt: skip
+
+
+def clone3(world: World) -> Result:
+    return attempt("clone3", world.call("clone3", None, 0), reach=("EINVAL", "EFAULT", "E2BIG"))
+
+
+def leftover_groups(world: World) -> Result:
+    allowed = set(world.request["groups"])
+    extra = ({*os.getresgid(), *os.getgroups()}) - allowed
+    if extra:
+        return reached(f"groups beyond the service's: {' '.join(map(str, sorted(extra)))}")
+    return held("none is left over")
+
+
+def keys(world: World) -> Result:
+    name, content = ctypes.create_string_buffer(b"stockade-probe"), ctypes.create_string_buffer(b"x")
+    return worst([
+        attempt("keyctl", world.call("keyctl", _GET_KEYRING_ID, _SESSION_KEYRING, 0), reach=("ENOKEY",)),
+        attempt("add_key", world.call("add_key", b"user", name, content, 1, _PROCESS_KEYRING)),
+    ])  # fmt: skip
+
+
+def personality(world: World) -> Result:
+    return attempt("personality", world.call("personality", _NO_RANDOMIZE))
+
+
+def root_without_capabilities(world: World) -> Result:
+    if os.geteuid() != 0:
+        return skipped("not uid 0")
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    world.call("capset", header, (ctypes.c_uint32 * 6)())
+    error, _ = opening("/proc/sys/kernel/core_pattern", os.O_WRONLY)
+    if error:
+        return held(f"open of core_pattern for writing: {error}")
+    return reached("core_pattern can be opened for writing by the uid alone")
+
+
+PROBES = {
+    "V1": setuid_helper,
+    "V2": capability_helper,
+    "V3": no_new_privileges,
+    "V4": passed_on_sets,
+    "V5": user_namespace,
+    "V6": clone3,
+    "V7": leftover_groups,
+    "V8": keys,
+    "V9": personality,
+    "V10": root_without_capabilities,
+}

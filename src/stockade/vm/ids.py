@@ -1,0 +1,26 @@
+"""Who UML runs as: never root, and for root's guests an id of its own for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from stockade.contain.ids import allocate
+from stockade.errors import HostError
+
+__all__ = ["choose"]
+
+#: Two ids for each guest: its jail's root, which nothing runs as, and UML's.
+STEP = 2
+
+
+def choose(taken: Iterable[int]) -> tuple[int, int]:
+    """uid and gid for a new guest; `taken` are those of the others. An ordinary user's guests are the user's own."""
+    if os.geteuid() != 0:
+        return os.getuid(), os.getgid()
+    ids = allocate("@guests")
+    used = set(taken)
+    for first in range(ids.first, ids.first + ids.count, STEP):
+        if first + 1 not in used:
+            return first + 1, first + 1
+    raise HostError("there are no ids left for another guest", hint="`stockade guest rm` those that are not needed")

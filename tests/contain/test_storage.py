@@ -1,0 +1,150 @@
+"""Volumes, tmpfs, host paths, and what an ephemeral run leaves of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Builder, output
+from processes import until
+
+from stockade import contain, places
+from stockade.contain.ids import FIRST
+from stockade.errors import WallError
+from stockade.records.lock import LockDirectory
+
+TMPFS = (LockDirectory(path="/run", mode=0o755), LockDirectory(path="/tmp", mode=0o1777))
+VOLUME = LockDirectory(path="/var/lib/data", mode=0o750, uid=33, gid=33, volume="data")
+AS_WWW = {"service": {"command": ["/bin/sleep", "100"], "user": "www"}}
+
+
+def test_volume_starts_with_what_the_rootfs_has_and_outlives_the_jail(jail: Builder) -> None:
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
+    assert output("test", "/bin/sh", "-c", "cat /var/lib/data/seed; echo kept > /var/lib/data/new") == (
+        0, "from the rootfs\n", "",
+    )  # fmt: skip
+    assert output("test", "/bin/cat", "/var/lib/data/new") == (0, "kept\n", "")
+
+
+def test_volume_belongs_to_the_jails_ids_on_disk(jail: Builder) -> None:
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
+    output("test", "/bin/touch", "/var/lib/data/new")
+    volume = places.jail("test") / "volumes/data"
+    assert (volume.stat().st_uid, volume.stat().st_mode & 0o7777) == (FIRST + 33, 0o750)
+    assert (volume / "seed").stat().st_uid == FIRST
+    assert (volume / "new").stat().st_uid == FIRST + 33
+    assert volume.parent.stat().st_mode & 0o077 == 0
+
+
+def test_setuid_file_left_in_a_volume_is_not_the_hosts_root(jail: Builder) -> None:
+    jail(spec={"policy": {"syscalls": {"preset": "none"}}}, directories=(*TMPFS, VOLUME))
+    output("test", "/bin/sh", "-c", "cp /bin/busybox /var/lib/data/su && chmod 4755 /var/lib/data/su")
+    left = (places.jail("test") / "volumes/data/su").stat()
+    assert left.st_uid == FIRST
+
+
+@pytest.mark.parametrize("target", ["/etc", "../../../../../../etc"])
+def test_volume_replaced_by_a_symlink_is_refused(jail: Builder, target: str) -> None:
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
+    volume = places.jail("test") / "volumes/data"
+    shutil.rmtree(volume)
+    volume.symlink_to(target)
+    with pytest.raises(WallError, match=r"launch step `source` failed on `.*/volumes/data` \(ELOOP\)"):
+        contain.launch("test")
+
+
+def test_volume_swapped_for_a_symlink_all_the_time_never_shows_the_host(jail: Builder) -> None:
+    jail(spec={}, directories=(*TMPFS, VOLUME))
+    volume = places.jail("test") / "volumes/data"
+    (volume / "mark").write_text("volume\n")
+    spare = volume.with_name("link")
+    spare.symlink_to("/etc")
+    ended = threading.Event()
+
+    def swap() -> None:
+        # renameat2(2) RENAME_EXCHANGE: at every moment there is one or the other.
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        while not ended.is_set():
+            libc.renameat2(-100, os.fsencode(spare), -100, os.fsencode(volume), 2)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    seen = {"refused": 0, "volume": 0}
+    try:
+        for _ in range(60):
+            try:
+                code, out, err = output("test", "/bin/cat", "/var/lib/data/mark")
+            except WallError as error:
+                assert "(ELOOP)" in str(error)
+                seen["refused"] += 1
+            else:
+                assert (code, out, err) == (0, "volume\n", "")
+                seen["volume"] += 1
+    finally:
+        ended.set()
+        thread.join(10)
+    assert min(seen.values()) > 0, seen
+
+
+def test_ephemeral_run_changes_no_volume(jail: Builder) -> None:
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
+    volume = places.jail("test") / "volumes/data"
+    script = "cat /var/lib/data/seed; echo gone > /var/lib/data/new; cat /var/lib/data/new"
+    assert output("test", "/bin/sh", "-c", script, ephemeral=True) == (0, "from the rootfs\ngone\n", "")
+    assert sorted(path.name for path in volume.iterdir()) == ["seed"]
+
+
+def test_symlink_in_the_rootfs_leads_no_mount_out(jail: Builder) -> None:
+    generation = jail(spec=AS_WWW, directories=(*TMPFS, LockDirectory(path="/escape", mode=0o755)))
+    inside = (generation / "rootfs/etc").stat().st_ino
+    assert inside != Path("/etc").stat().st_ino
+    with contain.launch("test") as running:
+        targets = [line.split()[4] for line in Path(f"/proc/{running.pid}/mountinfo").read_text().splitlines()]
+        assert "/etc" in targets, "the link was not resolved inside the root"
+    assert "shadow" in os.listdir("/etc")
+
+
+def test_host_paths_are_mounted_read_only_unless_said_otherwise(jail: Builder, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "file").write_text("host\n")
+    shared.chmod(0o777)
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        assert parent.is_dir()
+    mounts = [{"source": str(shared), "target": "/mnt"}, {"source": str(shared), "target": "/home", "writable": True}]
+    jail(spec={"mounts": mounts})
+    assert output("test", "/bin/cat", "/mnt/file") == (0, "host\n", "")
+    assert output("test", "/bin/touch", "/mnt/new")[0] != 0
+    assert output("test", "/bin/touch", "/home/new") == (0, "", "")
+    assert (shared / "new").stat().st_uid == FIRST
+    assert "nodev" in next(line for line in output("test", "/bin/cat", "/proc/mounts")[1].splitlines() if " /home " in line)
+
+
+def test_tmpfs_has_its_size_inodes_owners_and_modes(jail: Builder) -> None:
+    jail(
+        spec=AS_WWW | {"directories": {"/tmp": {"mode": "1777", "size": "1M", "inodes": 20}}},
+        directories=(*TMPFS, LockDirectory(path="/run/a/b", mode=0o710, uid=33, gid=44)),
+    )
+    out = output("test", "/bin/stat", "-c", "%n %a %u %g", "/tmp", "/run", "/run/a", "/run/a/b")[1].splitlines()
+    assert out == ["/tmp 1777 0 0", "/run 755 0 0", "/run/a 755 0 0", "/run/a/b 710 33 44"]
+    assert "No space left" in output("test", "/bin/dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=2")[2]
+    assert "No space left" in output("test", "/bin/sh", "-c", "for i in $(seq 30); do touch /tmp/$i; done")[2]
+
+
+def test_tmpfs_is_new_at_each_launch(jail: Builder) -> None:
+    jail()
+    assert output("test", "/bin/touch", "/tmp/x")[0] == 0
+    assert output("test", "/bin/ls", "/tmp") == (0, "", "")
+
+
+def test_nothing_of_the_jails_mounts_reaches_the_host(jail: Builder) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
+    with contain.launch("test") as running:
+        assert until(lambda: running.pid > 0)
+        assert Path("/proc/self/mountinfo").read_text() == before
