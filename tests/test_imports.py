@@ -94,10 +94,12 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 def test_way_to_the_launcher_loads_no_library() -> None:
-    code = "import sys, stockade.cli, stockade.contain.fast; print(*sorted(name.partition('.')[0] for name in sys.modules))"
+    code = (
+        "import sys, stockade.cli, stockade.contain.fast;print(*sorted(name.partition('.')[0] for name in sys.modules))"
+    )
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True, timeout=30,
-        check=True,
+        [sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True,
+        timeout=30, check=True,
     )  # fmt: skip
     heavy = {
         "argparse",

@@ -84,12 +84,12 @@ def test_wheel_holds_the_warden_as_a_static_executable(wheel: Path) -> None:
     assert b"ld-musl" not in program
 
 
-def test_wheel_holds_every_recipe_schema_and_table(wheel: Path) -> None:
+def test_wheel_holds_every_recipe_schema_and_table(unpacked: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    for path in (ROOT / "src").rglob("*"):
+    for path in (unpacked / "src").rglob("*"):
         if path.is_file() and path.suffix in (".toml", ".json", ".txt", ".py"):
-            assert str(path.relative_to(ROOT / "src")) in held
+            assert str(path.relative_to(unpacked / "src")) in held
 
 
 def test_installed_command_starts_and_finds_its_recipes(installed: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@
 
 bool is_files_command(const char *name)
 {
-    return strcmp(name, "@read") == 0 || strcmp(name, "@write") == 0 || strcmp(name, "@list") == 0;
+    return strcmp(name, "@read") == 0 || strcmp(name, "@write") == 0 || strcmp(name, "@list") == 0 ||
+           strcmp(name, "@sync") == 0;
 }
 
 static int copy(int from, int to)
@@ -117,6 +118,10 @@ int files_command(char *const *argv)
     struct stat status;
     int error = EINVAL;
 
+    if (strcmp(argv[0], "@sync") == 0) {
+        sync();
+        return 0;
+    }
     if (argv[1] == NULL)
         return EINVAL;
     if (strcmp(argv[0], "@read") == 0)

@@ -18,7 +18,6 @@ from stockade.contain import failures, wire
 from stockade.errors import WallError
 
 SLEEP = {"service": {"command": ["/bin/sleep", "100"]}}
-TCP = 0
 
 
 def no_such_tmp(generation: Path, plan: bytes) -> bytes:
@@ -55,7 +54,10 @@ def ids_record(inside: int) -> bytes:
 
 
 FAULTS = {
-    "source": (symlinked_rootfs, "`source` failed on `rootfs` (ELOOP): a symlink stands where Stockade made a directory"),
+    "source": (
+        symlinked_rootfs,
+        "`source` failed on `rootfs` (ELOOP): a symlink stands where Stockade made a directory",
+    ),
     "mount": (no_such_tmp, "`mount` failed on `/tmp` (ENOENT): the jail has no such path to mount on"),
     "source of a mount": (
         added(wire.text(wire.BIND, "/absent", "/mnt")),
@@ -68,11 +70,20 @@ FAULTS = {
     "symlink": (added(wire.text(wire.SYMLINK, "a", "/mnt/x")), "`symlink` failed on `/mnt/x` (EROFS)"),
     "read-only": (added(wire.text(wire.READONLY, "/absent")), "`read-only` failed on `/absent` (ENOENT)"),
     "log socket": (added(wire.text(wire.LOG_SOCKET, "/mnt/log")), "`log socket` failed on `/mnt/log` (EROFS)"),
-    "sysctl": (added(wire.text(wire.SYSCTL, "/proc/sys/absent", "1")), "`sysctl` failed on `/proc/sys/absent` (ENOENT)"),
+    "sysctl": (
+        added(wire.text(wire.SYSCTL, "/proc/sys/absent", "1")),
+        "`sysctl` failed on `/proc/sys/absent` (ENOENT)",
+    ),
     "hostname": (added(wire.text(wire.HOSTNAME, "x" * 65)), "(EINVAL)"),
     "rlimit": (added(wire.record(wire.RLIMIT, 7, 1 << 62, 1 << 62)), "`rlimit` failed on `7` (EPERM)"),
-    "uid": (added(wire.record(wire.IDS, 70000, 0)), "`uid` failed on `70000` (EINVAL): the uid is outside of the jail's ids"),
-    "gid": (added(wire.record(wire.IDS, 0, 70000)), "`gid` failed on `70000` (EINVAL): the gid is outside of the jail's ids"),
+    "uid": (
+        added(wire.record(wire.IDS, 70000, 0)),
+        "`uid` failed on `70000` (EINVAL): the uid is outside of the jail's ids",
+    ),
+    "gid": (
+        added(wire.record(wire.IDS, 0, 70000)),
+        "`gid` failed on `70000` (EINVAL): the gid is outside of the jail's ids",
+    ),
     "groups": (added(wire.record(wire.GROUPS, payload=(70000).to_bytes(4, sys.byteorder))), "`groups` failed"),
     "directory": (added(wire.text(wire.DIRECTORY, "/absent")), "`directory` failed on `/absent` (ENOENT)"),
     "landlock": (added(wire.record(wire.LANDLOCK, 1 << 60)), "`landlock` failed on `create ruleset` (EINVAL)"),
@@ -84,7 +95,10 @@ FAULTS = {
     "cgroup": (added(wire.text(wire.CGROUP_DIR, "/absent/x")), "`cgroup` failed on `/absent/x` (ENOENT)"),
     "cgroup join": (added(wire.text(wire.CGROUP_JOIN, "/absent")), "`cgroup` failed on `/absent` (ENOENT)"),
     "write": (added(wire.text(wire.WRITE, "/absent/x", "1")), "`write` failed on `/absent/x` (ENOENT)"),
-    "helper": (added(wire.text(wire.HELPER, "/absent/helper", "{pid}")), "`helper` failed on `/absent/helper` (ENOENT)"),
+    "helper": (
+        added(wire.text(wire.HELPER, "/absent/helper", "{pid}")),
+        "`helper` failed on `/absent/helper` (ENOENT)",
+    ),
     "helper that fails": (added(wire.text(wire.HELPER, "/bin/false")), "`helper` failed on `/bin/false` (EPERM)"),
     "id map": (swapped(ids_record(65536), ids_record(0)), "`id map` failed on `host root` (EPERM)"),
     "passed directory": (None, "`descriptors` failed on"),
@@ -113,15 +127,14 @@ def test_failed_step_ends_the_launch_by_name(jail: Builder, fault: str) -> None:
     assert list(places.run().iterdir()) == []
 
 
-def test_caller_that_may_not_make_namespaces_is_told_the_cure(jail: Builder) -> None:
-    """As on a host that keeps ordinary users from it: here the limit of namespaces is what is used up."""
-    error = failures.wall_error(f"1 namespaces: clone")
+def test_caller_that_may_not_make_namespaces_is_told_the_cure() -> None:
+    error = failures.wall_error("1 namespaces: clone")
     assert str(error) == (
         "launch step `namespaces` failed on `clone` (EPERM): this host does not let the caller make user namespaces"
     )
     assert error.hint is not None
-    for cure in ("kernel.unprivileged_userns_clone", "kernel.apparmor_restrict_unprivileged_userns", "max_user_namespaces"):
-        assert cure in error.hint
+    for name in ("unprivileged_userns_clone", "apparmor_restrict_unprivileged_userns", "max_user_namespaces"):
+        assert name in error.hint
 
 
 def test_every_cause_belongs_to_a_step_of_the_warden() -> None:
@@ -140,14 +153,13 @@ def test_object_of_a_failure_cannot_forge_a_line(jail: Builder) -> None:
 
 
 def test_listening_sockets_are_passed_in(jail: Builder) -> None:
-    jail(spec=SLEEP | {"service": {"command": ["/bin/sh"], "environment": {"KEPT": "1"}}})
-    with socket.create_server(("127.0.0.1", TCP)) as server:
-        with contain.launch(
-            "test", argv=["/bin/sh", "-c", "echo $$ $LISTEN_PID $LISTEN_FDS; readlink /proc/self/fd/3; ls /proc/self/fd"],
-            sockets=[server.fileno()], stdout=-1,
-        ) as running:  # fmt: skip
-            assert running.stdout is not None
-            lines = running.stdout.read().decode().splitlines()
-            assert lines[0] == "2 2 1"
-            assert lines[1].startswith("socket:")
-            assert running.wait(10) == 0
+    jail()
+    with socket.create_server(("127.0.0.1", 0)) as server, contain.launch(
+        "test", argv=["/bin/sh", "-c", "echo $$ $LISTEN_PID $LISTEN_FDS; readlink /proc/self/fd/3"],
+        sockets=[server.fileno()], stdout=-1,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        lines = running.stdout.read().decode().splitlines()
+        assert lines[0] == "2 2 1"
+        assert lines[1].startswith("socket:")
+        assert running.wait(10) == 0

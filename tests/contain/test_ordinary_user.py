@@ -107,7 +107,8 @@ with contain.launch("test") as running:
     except PermissionError:
         environment = "refused"
     tell(status=[status(running.pid)[name] for name in fields], own=own, environment=environment,
-         fds=output("test", "/bin/sh", "-c", "echo /proc/self/fd/*")[1].split(), mounts=Path(f"/proc/{running.pid}/mountinfo").read_text())
+         fds=output("test", "/bin/sh", "-c", "echo /proc/self/fd/*")[1].split(),
+         mounts=Path(f"/proc/{running.pid}/mountinfo").read_text())
 """)  # fmt: skip
     bit = f"{1 << 10:016x}"
     assert seen["status"] == [bit] * 5 + ["1", "2"]
@@ -123,10 +124,12 @@ with contain.launch("test") as running:
 
 def test_jail_of_an_ordinary_user_works(place: Path, kind: str) -> None:
     seen = facts(place, """
-build({}, directories=(LockDirectory(path="/run", mode=0o755), LockDirectory(path="/run/www", mode=0o750, uid=33, gid=33),
+build({}, directories=(LockDirectory(path="/run", mode=0o755),
+                       LockDirectory(path="/run/www", mode=0o750, uid=33, gid=33),
                        LockDirectory(path="/tmp", mode=0o1777),
                        LockDirectory(path="/var/lib/data", mode=0o755, uid=33, gid=33, volume="data")))
-script = "id -u; touch /tmp/x /run/www/x /dev/shm/x && echo made; cat /var/lib/data/seed; echo new > /var/lib/data/y; ls /proc/1/fd; touch /z"
+script = ("id -u; touch /tmp/x /run/www/x /dev/shm/x && echo made; cat /var/lib/data/seed;"
+          "echo new > /var/lib/data/y; ls /proc/1/fd; touch /z")
 code, out, err = output("test", "/bin/sh", "-c", script)
 again = output("test", "/bin/cat", "/var/lib/data/y")
 status_ = output("test", "/bin/sh", "-c", "exit 6")[0]
@@ -162,7 +165,8 @@ def test_strace_attaches_at_the_gate(place: Path, kind: str) -> None:
 build({"service": {"command": ["/bin/sh", "-c", "read x < /etc/passwd; echo $x"], "user": "www"}})
 trace = Path(os.environ["STOCKADE_HOME"]) / "trace"
 with contain.launch("test", gate=True, stdout=subprocess.PIPE) as running:
-    tracer = subprocess.Popen(["strace", "-f", "-q", "-y", "-e", "trace=%file,execve", "-o", str(trace), "-p", str(running.pid)])
+    options = ["-f", "-q", "-y", "-e", "trace=%file,execve", "-o", str(trace)]
+    tracer = subprocess.Popen(["strace", *options, "-p", str(running.pid)])
     assert until(lambda: status(running.pid)["TracerPid"] == str(tracer.pid))
     running.release()
     code = running.wait(20)
@@ -213,7 +217,8 @@ import pty, select
 build({})
 pid, master = pty.fork()
 if pid == 0:
-    os._exit(contain.launch("test", argv=["/bin/sh", "-c", "tty; echo hi > $(tty); stat -c %U $(tty)"], terminal=True).wait(20))
+    script = "tty; echo hi > $(tty); stat -c %U $(tty)"
+    os._exit(contain.launch("test", argv=["/bin/sh", "-c", script], terminal=True).wait(20))
 out = b""
 while True:
     try:

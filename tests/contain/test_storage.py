@@ -40,7 +40,7 @@ def test_volume_belongs_to_the_jails_ids_on_disk(jail: Builder) -> None:
 
 
 def test_setuid_file_left_in_a_volume_is_not_the_hosts_root(jail: Builder) -> None:
-    jail(spec={"policy": {"syscalls": {"preset": "none"}}}, directories=(*TMPFS, VOLUME))
+    jail(spec={"policy": {"capabilities": ["dac_override"]}}, directories=(*TMPFS, VOLUME))
     output("test", "/bin/sh", "-c", "cp /bin/busybox /var/lib/data/su && chmod 4755 /var/lib/data/su")
     left = (places.jail("test") / "volumes/data/su").stat()
     assert left.st_uid == FIRST
@@ -57,7 +57,7 @@ def test_volume_replaced_by_a_symlink_is_refused(jail: Builder, target: str) -> 
 
 
 def test_volume_swapped_for_a_symlink_all_the_time_never_shows_the_host(jail: Builder) -> None:
-    jail(spec={}, directories=(*TMPFS, VOLUME))
+    jail(spec=AS_WWW, directories=(*TMPFS, VOLUME))
     volume = places.jail("test") / "volumes/data"
     (volume / "mark").write_text("volume\n")
     spare = volume.with_name("link")
@@ -100,13 +100,13 @@ def test_ephemeral_run_changes_no_volume(jail: Builder) -> None:
 
 
 def test_symlink_in_the_rootfs_leads_no_mount_out(jail: Builder) -> None:
-    generation = jail(spec=AS_WWW, directories=(*TMPFS, LockDirectory(path="/escape", mode=0o755)))
+    mount = {"source": "/usr/share", "target": "/escape"}
+    generation = jail(spec=AS_WWW | {"mounts": [mount]}, directories=TMPFS)
     inside = (generation / "rootfs/etc").stat().st_ino
     assert inside != Path("/etc").stat().st_ino
     with contain.launch("test") as running:
         targets = [line.split()[4] for line in Path(f"/proc/{running.pid}/mountinfo").read_text().splitlines()]
         assert "/etc" in targets, "the link was not resolved inside the root"
-    assert "shadow" in os.listdir("/etc")
 
 
 def test_host_paths_are_mounted_read_only_unless_said_otherwise(jail: Builder, tmp_path: Path) -> None:
@@ -114,15 +114,14 @@ def test_host_paths_are_mounted_read_only_unless_said_otherwise(jail: Builder, t
     shared.mkdir()
     (shared / "file").write_text("host\n")
     shared.chmod(0o777)
-    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
-        assert parent.is_dir()
     mounts = [{"source": str(shared), "target": "/mnt"}, {"source": str(shared), "target": "/home", "writable": True}]
     jail(spec={"mounts": mounts})
     assert output("test", "/bin/cat", "/mnt/file") == (0, "host\n", "")
     assert output("test", "/bin/touch", "/mnt/new")[0] != 0
     assert output("test", "/bin/touch", "/home/new") == (0, "", "")
     assert (shared / "new").stat().st_uid == FIRST
-    assert "nodev" in next(line for line in output("test", "/bin/cat", "/proc/mounts")[1].splitlines() if " /home " in line)
+    mounted = output("test", "/bin/grep", " /home ", "/proc/mounts")[1]
+    assert {"nosuid", "nodev"} <= set(mounted.split()[3].split(","))
 
 
 def test_tmpfs_has_its_size_inodes_owners_and_modes(jail: Builder) -> None:

@@ -115,6 +115,28 @@ def test_var_run_is_run(world: World) -> None:
     world.link("/var/run", "/run")
     closure = world.resolve(trace(did("stat", "/var/run"), did("create", "/var/run/app/x")))
     assert list(work(closure.tmpfs)) == ["/run", "/run/app"]
+    assert entry(closure, "/var/run").target == "/run"
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"), [("create", ""), ("create", "ENOENT"), ("mkdir", ""), ("stat", "ENOENT")]
+)
+def test_a_link_to_a_directory_that_is_made_anew_is_recreated(world: World, operation: str, error: str) -> None:
+    """The service asks for /var/run/app; the jail's own /run is a tmpfs, and /var is read-only."""
+    world.directory("/run/app")
+    world.link("/var/run", "../run")
+    path = "/var/run/app" if operation == "stat" else "/var/run/app/x"
+    closure = world.resolve(trace(did(operation, path, error)))
+    assert "/run/app" in work(closure.tmpfs)
+    assert entry(closure, "/var/run").target == "../run"
+
+
+def test_a_link_to_state_is_recreated(world: World) -> None:
+    world.directory("/srv/data/app")
+    world.link("/var/lib/app", "/srv/data/app")
+    closure = world.resolve(trace(did("create", "/var/lib/app/x")))
+    assert list(work(closure.state)) == ["/srv/data/app"]
+    assert entry(closure, "/var/lib/app").target == "/srv/data/app"
 
 
 def test_a_directory_below_run_that_only_the_host_has_is_made(world: World) -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .wording import describe
 
 __all__ = [
-    "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode", "enter",
-    "find", "for_jail", "install", "launch", "launch_generation", "logs", "of_caller", "running", "stop", "warden_path",
+    "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode",
+    "enter", "find", "for_jail", "install", "launch", "launch_generation", "logs", "of_caller", "running", "stop",
+    "warden_path",
 ]  # fmt: skip
 
 # Imported at first use: the path of `stockade run` goes through this package and needs one module of it.

@@ -140,8 +140,7 @@ def _limits(spec: Spec, cgroup: CgroupPlan | None) -> tuple[ResourceLimit, ...]:
 
 
 def _environment(spec: Spec, who: Account) -> tuple[tuple[str, str], ...]:
-    variables = {"PATH": PATH, "HOME": who.home, "USER": who.name, "LOGNAME": who.name, "SHELL": who.shell}
-    return tuple(sorted((variables | spec.service.environment).items()))
+    return tuple(sorted(({"PATH": PATH} | who.variables() | spec.service.environment).items()))
 
 
 def _seccomp(spec: Spec, lock: Lock, granted: tuple[str, ...], *, allow_ptrace: bool) -> tuple[bytes, ...]:

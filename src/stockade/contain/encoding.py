@@ -99,7 +99,12 @@ def _mount(step: MountStep) -> bytes:
             return wire.text(wire.BIND, step.source, step.target, numbers=_bind_numbers(step))
         case Filesystem():
             # The terminals of a devpts are devices, and nodev would refuse to open them.
-            attributes = _NOSUID | (0 if step.type == "devpts" else _NODEV) | (0 if step.executable else _NOEXEC) | (0 if step.writable else _RDONLY)
+            attributes = (
+                _NOSUID
+                | (0 if step.type == "devpts" else _NODEV)
+                | (0 if step.executable else _NOEXEC)
+                | (0 if step.writable else _RDONLY)
+            )
             numbers = attributes, wire.TREE_OPTIONAL if step.optional else 0
             return wire.text(wire.MOUNT, step.type, step.target, *step.options, numbers=numbers)
         case MakeDirectory():

@@ -12,6 +12,7 @@ from stockade.records.generation import Identity
 __all__ = ["Account", "account", "identity"]
 
 _LARGEST_FILE = 1 << 24
+_NO_SHELLS = ("nologin", "false")
 
 
 class Account(Identity, frozen=True, kw_only=True):
@@ -20,6 +21,11 @@ class Account(Identity, frozen=True, kw_only=True):
     name: str = ""
     home: str = "/"
     shell: str = "/bin/sh"
+
+    def variables(self) -> dict[str, str]:
+        """The environment that goes with the account. No SHELL where it may not log in: programs run commands by it."""
+        found = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
+        return found if os.path.basename(self.shell) in _NO_SHELLS else {**found, "SHELL": self.shell}
 
 
 def identity(rootfs: Path, user: str, group: str | None, groups: tuple[str, ...]) -> Identity:

@@ -33,7 +33,7 @@ def install(
     ids = for_jail(spec.name) if ids is None else ids
     volumes = Path(os.path.realpath(places.jail(spec.name))) / "volumes"
     plan = compile_plan(
-        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec), allow_ptrace=allow_ptrace,
+        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec, generation), allow_ptrace=allow_ptrace,
         extra=extra,
     )  # fmt: skip
     prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
@@ -47,13 +47,13 @@ def install(
     return plan
 
 
-def _cgroup(spec: Spec) -> CgroupPlan | None:
+def _cgroup(spec: Spec, generation: Path) -> CgroupPlan | None:
     """Control groups only where something is limited: joining one costs more than the rest of a launch."""
     limits = spec.limits
     if all(value is None for value in (limits.memory, limits.processes, limits.cpus, limits.cpu_weight,
                                        limits.io_read, limits.io_write)):  # fmt: skip
         return None
-    disk = cgroups.disk_of(places.state())
+    disk = cgroups.disk_of(generation)
     return cgroup_plan.plan(limits, cgroups.layout(), spec.name, disk=disk, accounting=False)
 
 

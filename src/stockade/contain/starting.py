@@ -61,7 +61,8 @@ def launch(
     output to the jail's log, until `stop`; else the jail ends with this process. `gate`: stop right before the exec
     until `Running.release`. `stdin`, `stdout`, `stderr`: descriptors, `subprocess.PIPE` or `subprocess.DEVNULL`;
     default this process's own. `ephemeral`: what is written to volumes vanishes. `sockets`: listening descriptors,
-    passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)). `records`: further records of the warden's plan, for limits and network.
+    passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)). `records`: further records of the warden's plan,
+    for limits and network.
 
     NotFoundError when nothing was built, StateError when it already runs, WallError when a launch step failed.
     """
@@ -240,10 +241,7 @@ def command_records(
         who = account(generation / "rootfs", user)
         records.append(wire.record(wire.IDS, who.uid, who.gid))
         records.append(wire.record(wire.GROUPS, payload=pack(f"={len(who.groups)}I", *who.groups)))
-        records += [
-            wire.text(wire.ENV, f"{key}={value}")
-            for key, value in (("HOME", who.home), ("USER", who.name), ("LOGNAME", who.name), ("SHELL", who.shell))
-        ]
+        records += [wire.text(wire.ENV, f"{key}={value}") for key, value in who.variables().items()]
     records += [wire.text(wire.ENV, f"{key}={value}") for key, value in (environment or {}).items()]
     if directory is not None:
         records.append(wire.text(wire.DIRECTORY, directory))

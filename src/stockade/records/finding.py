@@ -40,7 +40,7 @@ class Unchecked(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class Mending(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """One change that mends a finding. `done` is false where it was only proposed; `failed` says why it was not made."""
+    """One change that mends a finding: whether it was made, and if not, why."""
 
     code: str
     path: str

@@ -66,6 +66,7 @@ class _Classifier:
             elif self.rules.temporary(history.place):
                 self.temporary(history)
             elif self.rules.logs.covers(history.place):
+                self.links(history)
                 self.log(history)
             else:
                 self.ordinary(history)
@@ -140,12 +141,9 @@ class _Classifier:
             self.collector.advise("block-device", path, "a disk of the host was opened; a jail is given none")
 
     def links(self, history: History) -> None:
-        """Symlinks that lead into a kernel tree, such as /etc/mtab."""
+        """Symlinks that lead to what is not copied, such as /etc/mtab and /var/run."""
         for path in history.paths:
-            found = self.host.walk(path)
-            for link, _ in found.links:
-                if not _below(link, "/proc", "/sys", "/dev"):
-                    self.collector.add(link, Evidence(kind="symlink", detail=f"leads to {found.path}"), follow=False)
+            self.collector.way(path)
 
     # rules 1, 2 and 5: what failed
 
@@ -156,6 +154,7 @@ class _Classifier:
         found = self.host.walk(path)
         for attempt in history.events:
             if attempt.operation in ("create", "bind", "mkdir"):
+                self.links(history)
                 self.work.parent(history.place, self.evidence(attempt))
         if found.error == "ELOOP":
             reason = "a loop of symlinks"
@@ -168,6 +167,7 @@ class _Classifier:
             reason = "refused on the host too"
         elif self.rules.temporary(history.place):
             if found.is_directory:
+                self.links(history)
                 self.work.directory(history.place, self.evidence(event))
                 return
             reason = "a runtime file of another process"
@@ -185,17 +185,23 @@ class _Classifier:
         if history.did("exec") and found.is_file:
             self.program(history)
             self.collector.advise("below-tmpfs", history.place, "a program below a tmpfs: name another place for it")
+        elif found.is_file and written is None:
+            self.runtime_file(history)
         elif history.did("mkdir") or found.is_directory:
+            self.links(history)
             self.work.directory(history.place, evidence)
         elif written is not None:
+            self.links(history)
             self.work.parent(history.place, self.evidence(written))
-        elif found.is_file:
-            aside = self.outside_link(history)
-            if aside is None:
-                message = "was read, and the jail's own copy of this directory starts empty: see `files.include`"
-                self.collector.advise("runtime-file", history.place, message)
-            else:
-                self.collector.add(aside, evidence)
+
+    def runtime_file(self, history: History) -> None:
+        """A file that was only read there: it comes in only under a name elsewhere that leads to it."""
+        aside = self.outside_link(history)
+        if aside is None:
+            message = "was read, and the jail's own copy of this directory starts empty: see `files.include`"
+            self.collector.advise("runtime-file", history.place, message)
+        else:
+            self.collector.add(aside, self.evidence(history.succeeded[0]))
 
     def outside_link(self, history: History) -> str | None:
         """The name, if any, by which the file was reached from outside of the tmpfs."""
@@ -251,6 +257,7 @@ class _Classifier:
                 self.program(history)
             self.collector.add(content.path, self.evidence(content), operation=content.operation)
             self.collector.advise("state", history.place, "was read, then written: its present content is the start")
+        self.links(history)
         self.work.parent(history.place, self.evidence(first))
 
     def vanished(self, history: History) -> None:
@@ -264,6 +271,7 @@ class _Classifier:
         elif history.did("mkdir"):
             self.work.directory(history.place, self.evidence(event))
         elif first is not None:
+            self.links(history)
             self.work.parent(history.place, self.evidence(first))
         else:
             given = self.collector.given(history.place)

@@ -119,6 +119,7 @@ def _gap(
         observed.devices.add(gap.path.removeprefix("/dev/"))
         return True
     if gap.operation in WRITES:
+        collector.way(gap.path)
         made = workplaces.parent(found.path, evidence)
         if gap.operation != "write" or temporary or collector.rules.logs.covers(found.path):
             return made

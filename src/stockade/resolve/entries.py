@@ -178,6 +178,14 @@ class Entries:
         if found.status is not None and found.is_directory:
             self._record(found.path, "directory", found.path, found.status, evidence)
 
+    def way(self, path: str) -> None:
+        """The symlinks on the way to what is not copied itself: /etc/mtab, /var/run."""
+        found = self.host.walk(path)
+        for link, _ in found.links:
+            on_tmpfs = self.rules.temporary(link) and link not in self.rules.tmpfs_tops
+            if not on_tmpfs and not link.startswith(("/proc/", "/sys/", "/dev/")):
+                self.add(link, Evidence(kind="symlink", detail=f"leads to {found.path}"), follow=False)
+
     def link(self, path: str, target: str, evidence: Evidence) -> None:
         """A symlink that the spec wants, whatever the host has there."""
         parent, _, name = path.rstrip("/").rpartition("/")

@@ -51,7 +51,6 @@ class Rules:
         self.fixed, self.built = data.fixed, data.built
         self.tmpfs, self.logs = Patterns(data.tmpfs), Patterns(data.logs)
         self.tmpfs_tops = data.tmpfs
-        self.homes = Patterns(data.homes)
         self.in_home = Patterns([f"{home}/*" for home in data.homes])
         self.private_devices = Patterns([f"/dev/{name}" for name in data.private_devices])
         self.kernel_optional = Patterns(data.kernel_optional)

@@ -61,6 +61,9 @@ class Workplaces:
         known = self._collector.work.get(path)
         evidences = tuple(sorted({evidence, *(known.evidence if known else ())}))
         self._collector.work[path] = WorkDirectory(path=path, mode=mode, uid=uid, gid=gid, evidence=evidences)
+        above = path.rpartition("/")[0]
+        if temporary and path not in self._rules.tmpfs_tops and above not in self._rules.tmpfs_tops:
+            self.directory(above, Evidence(kind="parent", because=path))
         return True
 
     def _made_anew(self, path: str) -> bool:

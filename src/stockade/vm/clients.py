@@ -162,7 +162,7 @@ class Clients:
                 return {"pid": keeper.machine.pid, "ready": keeper.ready, "frozen": keeper.frozen,
                         "service": keeper.service, "status": keeper.status, "since": time.monotonic() - keeper.began,
                         "processes": keeper.machine.processes(),
-                        "helpers": [helper.pid for helper in keeper.helpers]}  # fmt: skip
+                        "helpers": keeper.helpers.pids()}  # fmt: skip
             case "mconsole":
                 return {"answer": keeper.mconsole(str(request["command"]))}
             case "exec":

@@ -17,16 +17,17 @@ import time
 from typing import Any
 
 from . import frames
-from .clients import Client, Clients
+from .clients import Clients
 from .consolelog import ConsoleLog
 from .mconsole import Console
-from .spawn import Machine, start_helper, start_machine
+from .helpers import Helpers
+from .spawn import Machine, start_machine
 
 __all__ = ["Keeper", "main"]
 
 _READ = 65536
 _HALT_S = 2.0
-_HOLD_MOST_S = 300.0
+_POLL_S = 0.005
 
 
 class Keeper:
@@ -48,7 +49,8 @@ class Keeper:
         self._room = frames.LINE_MOST
         self._timers: list[tuple[float, str]] = []
         self._mconsole: Console | None = None
-        self.helpers: list[Any] = []
+        self.helpers = Helpers()
+        self._late = list(orders["late"])
         self.machine: Machine | None = None
         self.console, console_far = socket.socketpair()
         self.line, line_far = socket.socketpair()
@@ -64,8 +66,7 @@ class Keeper:
 
     def begin(self) -> None:
         """Start helpers and UML."""
-        for helper in self.orders["helpers"]:
-            self.helpers.append(start_helper(helper))
+        self.helpers.wait(self.orders["helpers"])
         wires = [int(number) for number in self.orders["wires"]]
         given = [item.fileno() for item in self._given] + wires
         self.machine = start_machine(self.orders, given)
@@ -98,8 +99,7 @@ class Keeper:
         """End what is left and tell everybody."""
         if self.machine is not None:
             self.machine.kill()
-        for helper in self.helpers:
-            helper.end()
+        self.helpers.end()
         self.log.close()
         last = {"ended": time.time(), "status": self.status, "cause": self._cause(), "fault": self.fault}
         with contextlib.suppress(OSError), open(self.orders["last"], "w", encoding="utf-8") as file:
@@ -206,8 +206,20 @@ class Keeper:
                 self.clients.frame(kind, session, payload)
 
     def _is_ready(self) -> None:
-        self.ready = True
-        self.say(ready=time.monotonic() - self.began)
+        self._connect()
+
+    def _connect(self) -> None:
+        """What the network still needs once UML has opened its side of it; then the guest is ready."""
+        while self._late:
+            if not self.helpers.carry_out(self._late[0]):
+                self._timers.append((time.monotonic() + _POLL_S, "connect"))
+                if self.orders["line"]:
+                    return
+                break
+            del self._late[0]
+        if not self.ready:
+            self.ready = True
+            self.say(ready=time.monotonic() - self.began)
 
     # the machine
 
@@ -255,6 +267,8 @@ class Keeper:
                 self.mconsole("halt")
         elif what == "kill":
             self.kill()
+        elif what == "connect":
+            self._connect()
 
 
 def main() -> None:

@@ -1,22 +1,20 @@
-"""Start UML and its helpers from a keeper. UML is always an ordinary user's, in a pid namespace that dies with the keeper."""
+"""Start UML from its keeper. UML is always an ordinary user's, in a pid namespace that dies with the keeper."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import fcntl
 import os
 import platform
-import select
 import signal
-import subprocess
 from typing import Any, NoReturn
 
 from stockade.contain import wire
 from stockade.contain.spawn import spawn
 from stockade.kernel.libc import check, function, syscall
 
-__all__ = ["Helper", "Machine", "start_helper", "start_machine"]
+__all__ = ["Machine", "descendants", "start_machine"]
 
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE_NEWUSER = 0x10000000
@@ -63,13 +61,7 @@ class Machine:
 
     def processes(self) -> list[int]:
         """Every process of the machine: those of the pid namespace are descendants of the child."""
-        found = [self._child]
-        for pid in found:
-            with contextlib.suppress(OSError):
-                for task in os.listdir(f"/proc/{pid}/task"):
-                    with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                        found += [int(word) for word in file.read().split()]
-        return found
+        return descendants(self._child)
 
     def memory(self) -> str:
         """Path of the guest's memory, a file without a name that its processes hold; "" if there is none."""
@@ -82,46 +74,15 @@ class Machine:
         return ""
 
 
-class Helper:
-    """A process beside UML: a network helper or a forwarder."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid = process.pid
-
-    def end(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-
-
-def start_helper(helper: dict[str, Any]) -> Helper:
-    """Start the command of a helper and wait, where it says so, for the first byte on its ready pipe."""
-    reader, writer = os.pipe()
-    try:
-        command = [word.replace("{ready}", str(writer)) for word in helper["command"]]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            pass_fds=(writer, *helper.get("pass", ())), env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )  # fmt: skip
-        os.close(writer)
-        writer = -1
-        waits = any("{ready}" in word for word in helper["command"])
-        if waits and not (select.select([reader], [], [], helper.get("timeout_s", 10.0))[0] and os.read(reader, 1)):
-            process.kill()
-            _, text = process.communicate(timeout=5)
-            raise RuntimeError(
-                f"`{helper['command'][0]}` did not start: {text.decode('utf-8', 'replace').strip() or 'no message'}"
-            )
-    finally:
-        os.close(reader)
-        if writer >= 0:
-            os.close(writer)
-    for number in helper.get("pass", ()):
-        os.close(number)
-    assert process.stderr is not None
-    process.stderr.close()
-    return Helper(process)
+def descendants(pid: int) -> list[int]:
+    """A process and all that come from it."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{task}/children", encoding="ascii") as file:
+                    found += [int(word) for word in file.read().split()]
+    return found
 
 
 def start_machine(orders: dict[str, Any], given: list[int]) -> Machine:
@@ -210,8 +171,6 @@ def _plain(orders: dict[str, Any], given: list[int], output: int) -> Machine:
 
 
 def _moved_up(number: int) -> int:
-    import fcntl
-
     return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 64)
 
 

@@ -144,14 +144,14 @@ def start(
             os.chown(machine / "run", guest.uid, guest.gid)
         (place / "last.json").unlink(missing_ok=True)
         links = network.wires(guest)
-        plan = network.plan(guest, run, links)
+        plan = network.plan(guest, links)
         wall = walls.around(guest, kernel, machine)
         leash_reader, leash_writer = os.pipe() if leash else (None, None)
         orders = {
             "machine": os.fspath(machine), "run": os.fspath(run), "log": os.fspath(place / "console.log"),
             "log_bytes": _LOG_BYTES, "last": os.fspath(place / "last.json"), "output": os.fspath(place / "uml.log"),
             "uid": guest.uid, "gid": guest.gid, "cpu": choose_cpu(guest.name), "line": image.start.has_line,
-            "stop_s": image.start.stop_ms / 1000 + 2.0, "leash": leash_reader, "helpers": plan.helpers,
+            "stop_s": image.start.stop_ms / 1000 + 2.0, "leash": leash_reader, "helpers": plan.helpers, "late": plan.late,
             "wires": links.near, "far_ends": links.far, **wall.orders,
             "argv": [
                 wall.kernel,

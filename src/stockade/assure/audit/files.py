@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from stockade.kernel.beneath import Root
 
 from .catalogue import lists
-from .seen import Seen
+from .seen import Mend, Seen
 from .subject import Subject
 from .tree import Node
 
@@ -27,18 +27,18 @@ def owners_and_modes(node: Node, subject: Subject) -> Iterator[Seen]:
         return
     shown = f"mode {stat.S_IMODE(mode):04o}, owner {uid}:{gid}"
     if node.is_file and mode & stat.S_ISUID:
-        yield Seen("SETUID", node.path, shown)
+        yield Seen("SETUID", node.path, shown, _without(node, stat.S_ISUID))
     # Without the group's execute bit, setgid means mandatory locking and gives no right (inode(7)).
     if node.is_file and mode & stat.S_ISGID and mode & stat.S_IXGRP:
-        yield Seen("SETGID", node.path, shown)
+        yield Seen("SETGID", node.path, shown, _without(node, stat.S_ISGID))
     if subject.covered(node.path):
         return
     if node.path in _SHADOW and mode & (stat.S_IROTH | stat.S_IWOTH):
-        yield Seen("SHADOW-READABLE", node.path, shown)
-    who = _writer(mode, uid, gid, subject.user)
+        yield Seen("SHADOW-READABLE", node.path, shown, _without(node, stat.S_IRWXO))
+    who = _writer(mode, 0 if uid == subject.only_id else uid, gid, subject.user)
     if who:
-        yield Seen(_writable(node), node.path, f"{shown}: {who} may write")
-    if uid != 0:
+        yield Seen(_writable(node), node.path, f"{shown}: {who} may write", _unwritable(node))
+    if uid not in (0, subject.only_id):
         yield Seen("NOT-ROOT", node.path, shown)
 
 
@@ -51,6 +51,17 @@ def _writer(mode: int, uid: int, gid: int, user: int | None) -> str:
     if mode & stat.S_IWUSR and uid != 0 and user in (None, uid):
         return f"user {uid}"
     return ""
+
+
+def _without(node: Node, bits: int) -> Mend:
+    return Mend("mode", bits & node.status.st_mode, identity=(node.status.st_dev, node.status.st_ino))
+
+
+def _unwritable(node: Node) -> Mend | None:
+    """Group and others lose the right to write. What an owner may do only another owner changes: that is not mended."""
+    shared = node.is_directory and node.status.st_mode & stat.S_ISVTX
+    bits = node.status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return _without(node, bits) if bits and not shared else None
 
 
 def _writable(node: Node) -> str:
@@ -86,7 +97,7 @@ def _device(node: Node) -> Iterator[Seen]:
 
 
 def symlink(node: Node, root: Root, subject: Subject) -> Iterator[Seen]:
-    """Where a symbolic link leads, inside as the kernel resolves it, and outside for a program that follows it there."""
+    """Where a symbolic link leads: inside as the kernel resolves it, and for a program that follows it outside."""
     try:
         target = os.readlink(node.name, dir_fd=node.directory)
     except OSError as error:
@@ -97,9 +108,11 @@ def symlink(node: Node, root: Root, subject: Subject) -> Iterator[Seen]:
     try:
         os.close(root.openat(node.path, os.O_PATH, follow=True))
     except OSError as error:
+        if _made_at_launch(node.path, target, subject):
+            return
         if error.errno == errno.ELOOP:
             yield Seen("LINK-LOOP", node.path, f"leads to `{target}`")
-        elif error.errno in (errno.ENOENT, errno.ENOTDIR) and not _made_at_launch(node.path, target, subject):
+        elif error.errno in (errno.ENOENT, errno.ENOTDIR):
             outside = target.startswith("/") and os.path.lexists(target)
             hint = ", which is there on the host and not inside" if outside else ""
             yield Seen("LINK-DANGLING", node.path, f"leads to `{target}`{hint}")
@@ -139,6 +152,10 @@ class HardLinks:
             del self._left[key]
         else:
             self._left[key] = (left - 1, first)
+
+    def shared(self) -> set[tuple[int, int]]:
+        """Device and inode numbers of files with a name outside."""
+        return set(self._left)
 
     def outside(self) -> Iterator[Seen]:
         """Files of which not every name was seen."""

@@ -46,6 +46,12 @@ class Subject:
         """Directories that a launch mounts over: what the tree has there is hidden, or a volume's first content."""
         return tuple(unescape(found.path) for found in self.lock.directories) if self.lock is not None else ()
 
+    @functools.cached_property
+    def only_id(self) -> int | None:
+        """The id that owns every file of a jail whose user has no other, so that ownership says nothing."""
+        owners = {entry.uid for entry in self.entries.values()}
+        return owners.pop() if len(owners) == 1 and 0 not in owners else None
+
     @property
     def reasons(self) -> Mapping[str, str]:
         """The spec's `files.reasons`."""

@@ -14,7 +14,6 @@ __all__ = ["Kernel", "attempt", "error_name", "opening"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_libc.syscall.argtypes = None
 _libc.shmat.restype = ctypes.c_void_p
 
 shmat = _libc.shmat

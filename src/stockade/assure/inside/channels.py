@@ -57,7 +57,7 @@ def abstract_socket(world: World) -> Result:
     return _connect("the abstract socket", socket.AF_UNIX, "\0" + world.canary["abstract"])
 
 
-def _connect(what: str, family: int, address: object) -> Result:
+def _connect(what: str, family: int, address: str | tuple[str, int]) -> Result:
     try:
         link = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
@@ -122,9 +122,9 @@ def host_address(world: World) -> Result:
 
 def raw_sockets(_: World) -> Result:
     results = []
-    for name, family, kind, protocol in (("raw", socket.AF_INET, socket.SOCK_RAW, 1), ("packet", 17, socket.SOCK_RAW, 0)):
+    for name, family, protocol in (("raw", socket.AF_INET, 1), ("packet", 17, 0)):
         try:
-            socket.socket(family, kind, protocol).close()
+            socket.socket(family, socket.SOCK_RAW, protocol).close()
         except OSError as error:
             results.append(held(f"{name} socket: {error_name(error.errno or 0)}"))
             continue

@@ -7,6 +7,7 @@ import glob
 import mmap
 import os
 import socket
+import struct
 
 from .calls import attempt, error_name, opening
 from .results import Result, absent, held, reached, worst
@@ -77,10 +78,7 @@ def bpf(world: World) -> Result:
 
 def performance(world: World) -> Result:
     # A software clock of this process, without the kernel's part (perf_event_open(2)).
-    attributes = ctypes.create_string_buffer(112)
-    attributes[0:4] = (1).to_bytes(4, "little")
-    attributes[4:8] = (112).to_bytes(4, "little")
-    attributes[40:48] = (1 | 1 << 5 | 1 << 6).to_bytes(8, "little")
+    attributes = ctypes.create_string_buffer(struct.pack("=II32xQ64x", 1, 112, 1 | 1 << 5 | 1 << 6), 112)
     return attempt("perf_event_open", world.call("perf_event_open", attributes, 0, -1, -1, 0), undo=os.close)
 
 

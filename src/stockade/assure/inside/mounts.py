@@ -33,11 +33,11 @@ def _node(world: World, kind: int, device: int, name: str) -> Result:
             os.mknod(path, kind | 0o600, device)
         except OSError as error:
             return held(f"mknod of {name}: {error_name(error.errno or 0)}")
-        error, _ = opening(path)
-        if error in ("ENXIO", "ENODEV"):
-            return absent(f"this kernel has no {name} behind the node: {error}")
-        if error:
-            return held(f"open of a new node for {name}: {error}")
+        refused, _ = opening(path)
+        if refused in ("ENXIO", "ENODEV"):
+            return absent(f"this kernel has no {name} behind the node: {refused}")
+        if refused:
+            return held(f"open of a new node for {name}: {refused}")
         return reached(f"{name} can be opened through a new node")
 
 
@@ -180,11 +180,11 @@ def launchers_program(world: World) -> Result:
         except OSError as error:
             results.append(held(f"readlink of {path}: {error_name(error.errno or 0)}"))
             continue
-        error, _ = opening(path, os.O_WRONLY)
-        if error in ("", "ETXTBSY"):
-            results.append(reached(f"{path} ({link}) opened for writing: {error or 'success'}"))
+        refused, _ = opening(path, os.O_WRONLY)
+        if refused in ("", "ETXTBSY"):
+            results.append(reached(f"{path} ({link}) opened for writing: {refused or 'success'}"))
         else:
-            results.append(held(f"open of {path} for writing: {error}"))
+            results.append(held(f"open of {path} for writing: {refused}"))
     return worst(results)
 
 

@@ -87,15 +87,13 @@ def inherited_descriptor(world: World) -> Result:
             results.append(held(f"openat({number}, ..): {error_name(error.errno or 0)}"))
             continue
         status = os.fstat(up)
+        found = {"top": [status.st_dev, status.st_ino], "marks": []}
 
         def work(up: int = up) -> dict[str, Any]:
             os.fchdir(up)
             return climb(world)
 
-        answer = in_child(work)
-        answer.setdefault("marks", [])
-        results.append(reached(f"descriptor {number} is a directory", descriptor=number,
-                               top=answer.get("top", [status.st_dev, status.st_ino]), marks=answer["marks"]))  # fmt: skip
+        results.append(reached(f"descriptor {number} is a directory", **found | in_child(work)))
         os.close(up)
     return worst(results) if results else held("no descriptor is open")
 

@@ -1,0 +1,124 @@
+"""What `prove` shows: probes, their results behind one set of walls, and the certificate that keeps them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .finding import Finding
+from .policy import NotLimited
+
+PROOF_VERSION = 1
+
+Outcome = Literal[
+    "held",
+    "escaped",
+    "not limited",      # a limit that nothing sets: a finding, as an escape is
+    "not testable",     # this host cannot show it: `detail` says why. Never counted as held
+    "not applicable",   # the spec or the state leaves nothing to try
+]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Probe(_Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the catalogue.
+
+    `needs`: "root" when the attempt makes sense for root or a capability, else "any". `plain`: who escapes a plain
+    chroot: "root", "any" (an ordinary user as well), "object" (only when the object is inside), "" (nobody). `canaries`:
+    contents of which at least one must have been read; where it is empty the attempt's own result counts. `networks`:
+    the modes in which there is something to try.
+    """
+
+    id: str
+    title: str
+    needs: Literal["root", "any"] = "any"
+    plain: Literal["root", "any", "object", ""]
+    expected: str
+    canaries: tuple[str, ...] = ()
+    networks: tuple[Literal["none", "private", "host"], ...] = ("none", "private", "host")
+
+
+class ProbeResult(_Record, frozen=True, kw_only=True):
+    """What one probe gave. `detail` says what stopped it, what got through, or why it could not be tried."""
+
+    id: str
+    title: str
+    outcome: Outcome
+    detail: str
+
+
+class ProbeRun(_Record, frozen=True, kw_only=True):
+    """All probes behind one set of walls, as one user, in one kind of network.
+
+    `walls` is "jail", or the name of another program and `command` how that was called. `differences` are those
+    between the state after the exec and the policy.
+    """
+
+    walls: str
+    command: str = ""
+    version: str = ""
+    user: str
+    uid: int
+    network: str
+    seconds: float
+    results: tuple[ProbeResult, ...]
+    differences: tuple[Finding, ...] = ()
+
+    def of(self, outcome: Outcome) -> tuple[ProbeResult, ...]:
+        """The results with this outcome."""
+        return tuple(result for result in self.results if result.outcome == outcome)
+
+
+class Skipped(_Record, frozen=True, kw_only=True):
+    """Walls or a state that could not be tried, and why."""
+
+    what: str
+    reason: str
+
+
+class Proof(_Record, frozen=True, kw_only=True):
+    """Everything that one `prove` showed about a jail."""
+
+    name: str
+    generation: int
+    kernel: str
+    system: str
+    user: str
+    time: str                 # ISO 8601, UTC
+    runs: tuple[ProbeRun, ...]
+    peers: tuple[ProbeRun, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    not_limited: tuple[NotLimited, ...] = ()
+
+    @property
+    def escapes(self) -> int:
+        """Probes that escaped the jail, and differences from its policy."""
+        return sum(len(run.of("escaped")) + len(run.differences) for run in self.runs)
+
+    @property
+    def findings(self) -> int:
+        """The escapes, and limits that nothing sets, each counted once."""
+        return self.escapes + len({result.id for run in self.runs for result in run.of("not limited")})
+
+
+class Certificate(_Record, frozen=True, kw_only=True):
+    """What was shown about exactly this jail. `plan` is the digest of the compiled policy, `rootfs` that of the tree.
+
+    `exercises` are the names of those that the last build saw pass inside; `audit` the findings of the static audit.
+    """
+
+    certificate: int = PROOF_VERSION
+    stockade: str
+    lock: str
+    rootfs: str
+    plan: str
+    spec: str
+    capabilities: tuple[str, ...]
+    syscalls: str
+    exercises: tuple[str, ...]
+    audit: tuple[Finding, ...]
+    proof: Proof

@@ -1,0 +1,121 @@
+"""What runs beside UML for its network, and ends with the keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+__all__ = ["Helpers"]
+
+_START_S = 15.0
+_END_S = 2.0
+_STEP_S = 0.001
+
+
+class Helpers:
+    """Processes that were started, and how to end them: each has a pipe that closes with the keeper."""
+
+    def __init__(self) -> None:
+        self._started: list[tuple[subprocess.Popen[bytes], int]] = []
+        self._errors = tempfile.TemporaryFile()
+
+    def pids(self) -> list[int]:
+        """Their process ids."""
+        return [process.pid for process, _ in self._started]
+
+    def carry_out(self, step: dict[str, Any]) -> bool:
+        """Do one step; False for one that waits and has to be tried again. RuntimeError with what is wrong.
+
+        start: a command that goes on; `{exit}` in it is the pipe. run: one that ends; `{pid}` is the started one.
+        await: a path. await_namespace: the started one has its own network. request: on the socket `api`.
+        """
+        try:
+            if "start" in step:
+                self._start(step["start"])
+            elif "run" in step:
+                self._run(step["run"], [int(number) for number in step.get("pass", ())])
+            elif "await" in step:
+                self._alive()
+                return os.path.exists(step["await"])
+            elif "await_namespace" in step:
+                self._alive()
+                return os.readlink(f"/proc/{self.pids()[-1]}/ns/net") != os.readlink("/proc/self/ns/net")
+            elif "request" in step:
+                _request(step["api"], step["request"])
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+            self._errors.seek(0)
+            text = self._errors.read(4096).decode("utf-8", "replace").strip()
+            raise RuntimeError(f"the guest's network could not be made: {error}" + (f": {text}" if text else "")) from error
+        return True
+
+    def wait(self, steps: list[dict[str, Any]]) -> None:
+        """Do all steps, one after the other."""
+        end = time.monotonic() + _START_S
+        for step in steps:
+            while not self.carry_out(step):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"the guest's network could not be made: no `{step.get('await', 'namespace')}`")
+                time.sleep(_STEP_S)
+
+    def _start(self, command: list[str]) -> None:
+        reader, writer = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [word.replace("{exit}", str(reader)) for word in command], stdin=subprocess.DEVNULL,
+                stdout=self._errors, stderr=self._errors, pass_fds=(reader,), env=_environment(),
+            )  # fmt: skip
+        except OSError:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        self._started.append((process, writer))
+
+    def _run(self, command: list[str], passed: list[int]) -> None:
+        pid = str(self.pids()[-1]) if self._started else ""
+        done = subprocess.run(
+            [word.replace("{pid}", pid) for word in command], stdin=subprocess.DEVNULL, stdout=self._errors,
+            stderr=self._errors, pass_fds=passed, timeout=_START_S, env=_environment(), check=False,
+        )  # fmt: skip
+        for number in passed:
+            os.close(number)
+        if done.returncode != 0:
+            raise RuntimeError(f"`{os.path.basename(command[0])} {command[1]}` failed")
+
+    def _alive(self) -> None:
+        for process, _ in self._started:
+            if process.poll() is not None:
+                raise RuntimeError("slirp4netns ended early")
+
+    def end(self) -> None:
+        """End them; what hangs is killed."""
+        for process, writer in self._started:
+            os.close(writer)
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._started = []
+        self._errors.close()
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _request(path: str, request: dict[str, Any]) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+        connection.settimeout(_START_S)
+        connection.connect(path)
+        connection.sendall(json.dumps(request).encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(65536)
+    if b"error" in answer:
+        raise RuntimeError(answer.decode("utf-8", "replace").strip())

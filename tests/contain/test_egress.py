@@ -1,0 +1,128 @@
+"""What a private network reaches, and what it must not, between two hosts made of network namespaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import HOST, HOST6, PEER, PEER6, SECOND, TwoHosts
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="run as root: the hosts are network namespaces of the test's own"),
+    pytest.mark.skipif(shutil.which("pasta") is None, reason="`apt-get install passt`: it serves egress"),
+]
+
+# Says what came of one connection: what the other side said, or the name of the errno.
+CONNECT = """
+import errno, socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2) as connection:
+        print(connection.recv(100).decode() or "closed")
+except OSError as error:
+    print(errno.errorcode.get(error.errno, type(error).__name__))
+"""
+REFUSED = {"ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "EACCES", "EINVAL"}
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[TwoHosts]:
+    with TwoHosts() as made:
+        made.serve(made.host, 9000, "the host itself")
+        made.serve(made.peer, 9000, "the peer")
+        made.resolve(made.peer, PEER)
+        yield made
+
+
+@pytest.fixture
+def stockade(hosts: TwoHosts, tmp_path: Path) -> list[str]:
+    """`stockade contain` on the host, with the peer as its resolver."""
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text(f"nameserver {PEER}\n")
+    environment = [f"STOCKADE_HOME={tmp_path}/home", f"PYTHONPATH={Path(__file__).parents[2] / 'src'}"]
+    view = 'mount --make-rprivate / && mount --bind "$0" "$(readlink -f /etc/resolv.conf)" && exec "$@"'
+    return [
+        "unshare", "--mount", "sh", "-ec", view, str(resolver), "env", *environment,
+        sys.executable, "-m", "stockade", "contain",
+    ]  # fmt: skip
+
+
+def connect(hosts: TwoHosts, stockade: list[str], network: str, address: str, port: int = 9000) -> str:
+    command = ["--network", network, "--", "/usr/bin/python3", "-c", CONNECT, address, str(port)]
+    return hosts.run(hosts.host, *stockade, *command).stdout.strip()
+
+
+@pytest.mark.parametrize("address", [PEER, PEER6])
+def test_egress_reaches_another_host(hosts: TwoHosts, stockade: list[str], address: str) -> None:
+    assert connect(hosts, stockade, "egress", address) == "the peer"
+
+
+@pytest.mark.parametrize("address", [HOST, SECOND, "127.0.0.1", HOST6, "::1"])
+def test_egress_never_reaches_the_host_itself(hosts: TwoHosts, stockade: list[str], address: str) -> None:
+    assert connect(hosts, stockade, "host", address) == "the host itself"  # the server can be reached at all
+    assert connect(hosts, stockade, "egress", address) in REFUSED
+
+
+def test_the_second_address_is_reached_where_no_route_refuses_it(hosts: TwoHosts, tmp_path: Path) -> None:
+    """The wall of the test above is the route: pasta with the same flags reaches that address."""
+    command = [
+        "pasta", "--quiet", "--config-net", "--no-map-gw", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
+        "--", "/usr/bin/python3", "-c", CONNECT, SECOND, "9000",
+    ]  # fmt: skip
+    user = ["setpriv", "--reuid", "65533", "--regid", "65533", "--clear-groups"]
+    tun = "mount --make-rprivate / && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec \"$@\""
+    done = hosts.attempt(hosts.host, "unshare", "--mount", "sh", "-ec", tun, "sh", *user, *command)
+    assert done.stdout.strip() == "the host itself", done.stderr
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.0.7", "100.100.100.200", "fd00:ec2::254"])
+def test_metadata_and_link_local_addresses_are_refused(hosts: TwoHosts, stockade: list[str], address: str) -> None:
+    assert connect(hosts, stockade, "egress", address) in {"ENETUNREACH", "EHOSTUNREACH"}
+
+
+def test_names_are_resolved_where_egress_is_on(hosts: TwoHosts, stockade: list[str]) -> None:
+    done = hosts.run(hosts.host, *stockade, "--network", "egress", "--", "getent", "ahostsv4", "name.example")
+    assert done.stdout.split()[0] == "10.9.8.7"
+
+
+@pytest.mark.parametrize("address", [PEER, HOST, SECOND, "127.0.0.1"])
+def test_without_egress_nothing_is_reached(hosts: TwoHosts, stockade: list[str], address: str) -> None:
+    assert connect(hosts, stockade, "none", address) in REFUSED
+
+
+def test_the_network_helper_ends_with_the_command(hosts: TwoHosts, stockade: list[str]) -> None:
+    marker = f"egress-helper-{os.getpid()}"
+    hosts.run(hosts.host, *stockade, "--network", "egress", "--env", f"MARKER={marker}", "--", "true")
+    inside = hosts.attempt(hosts.host, "sh", "-c", "sleep 0.3; ls -l /proc/[0-9]*/ns/net | wc -l; pgrep -x pasta")
+    assert inside.returncode == 1, "pasta still runs"  # pgrep finds none
+
+
+def test_a_missing_pasta_is_named_with_its_package(hosts: TwoHosts, stockade: list[str], tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("ip", "nsenter"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    command = [*stockade[:7], f"PATH={programs}", *stockade[7:], "--network", "egress", "--", "true"]
+    done = hosts.attempt(hosts.host, *command)
+    assert (done.returncode, done.stderr) == (
+        125,
+        "error: `egress` needs `pasta`, which is not installed\nhint: `apt-get install passt`\n",
+    )
+
+
+def test_a_host_without_a_route_says_so(tmp_path: Path) -> None:
+    environment = {"STOCKADE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **os.environ}
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-m", "stockade", "contain", "--network", "egress", "--", "true"],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert "No external routable interface" in done.stderr
+    assert done.stderr.endswith(
+        "a network helper did not start, and has said why\n"
+        "hint: for `egress` the host itself needs a way out: `ip route` shows it\n"
+    )

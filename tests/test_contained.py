@@ -1,0 +1,215 @@
+"""`stockade contain`: one command behind the walls, tried as a user would, by root and by an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+ORDINARY = 31337
+Contain = Callable[..., subprocess.CompletedProcess[str]]
+
+# What a process knows of itself, as JSON; run inside.
+STATE = """
+import json, os
+fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "uid": os.getuid(), "groups": os.getgroups(), "uid_map": open("/proc/self/uid_map").read().split(),
+    "capabilities": [fields[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
+    "no_new_privs": fields["NoNewPrivs"].strip(), "seccomp": fields["Seccomp"].strip(),
+    "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],
+    "pids": sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()),
+    "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else None,
+    "environment": dict(os.environ), "home": os.listdir(os.environ["HOME"]),
+}))
+"""
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory that an ordinary user can reach: those of pytest are the tester's alone."""
+    with tempfile.TemporaryDirectory(prefix="contained-", dir="/tmp") as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
+
+
+@pytest.fixture(params=["root", "ordinary user"])
+def contain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contain]:
+    """Runs `stockade contain ARGUMENTS` as root or as an ordinary user, in a Stockade home of the test's own."""
+    ordinary = request.param == "ordinary user"
+    if os.geteuid() != 0:
+        if not ordinary:
+            pytest.skip("run as root")
+        prefix: list[str] = []
+    else:
+        prefix = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"] if ordinary else []
+    home = tmp_path / "stockade"
+    home.mkdir()
+    if ordinary and os.geteuid() == 0:
+        os.chown(home, ORDINARY, ORDINARY)
+    environment = {"PATH": os.environ["PATH"], "STOCKADE_HOME": str(home), "PYTHONPATH": str(SOURCE)}
+
+    def run(*arguments: str, cwd: str = "/", data: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*prefix, sys.executable, "-m", "stockade", "contain", *arguments],
+            input=data, capture_output=True, text=True, timeout=60, env=environment, cwd=cwd, check=False,
+        )  # fmt: skip
+
+    run.home = home  # type: ignore[attr-defined]
+    run.ordinary = ordinary  # type: ignore[attr-defined]
+    yield run
+    left = [path for path in (home / "run").glob("contain@*")] if (home / "run").exists() else []
+    assert left == []
+
+
+def seen(contain: Contain, *arguments: str) -> dict[str, object]:
+    done = contain(*arguments, "--", "/usr/bin/python3", "-c", STATE)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def test_the_command_has_no_rights_and_sees_only_itself(contain: Contain) -> None:
+    state = seen(contain)
+    assert state["uid"] != 0
+    assert state["groups"] == [] or state["groups"] == [state["uid"]]
+    assert state["uid_map"] == [str(state["uid"]), state["uid_map"][1], "1"]  # type: ignore[index]
+    assert state["uid_map"][1] != "0"  # type: ignore[index]
+    assert state["capabilities"] == ["0000000000000000"] * 5
+    assert (state["no_new_privs"], state["seccomp"]) == ("1", "2")
+    assert state["descriptors"] == [0, 1, 2]
+    assert state["pids"] == [1, 2]
+    assert state["home"] == []
+
+
+def test_the_environment_of_the_caller_stays_outside(contain: Contain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "of the caller")
+    environment = seen(contain, "--env", "GIVEN=yes")["environment"]
+    assert "A_SECRET" not in environment  # type: ignore[operator]
+    assert environment["GIVEN"] == "yes"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/shadow", "/root", "/home", "/var/log", "/etc/ssh", "/boot", "/sys/kernel", "/dev/sda", "/dev/mem"]
+)
+def test_what_was_not_named_is_not_there(contain: Contain, path: str) -> None:
+    assert contain("--", "test", "!", "-e", path).returncode == 0
+
+
+def test_usr_and_etc_cannot_be_written(contain: Contain) -> None:
+    script = "for path in /usr/x /etc/x /x /bin/x /proc/sys/kernel/hostname /dev/x; do (: > $path) 2>/dev/null && exit 9; done"
+    assert contain("--", "sh", "-c", f"{script}; exit 0").returncode == 0
+
+
+def test_a_read_path_can_be_read_and_not_written(contain: Contain, tmp_path: Path) -> None:
+    folder = tmp_path / "read me"
+    folder.mkdir()
+    (folder / "file").write_text("content")
+    os.chmod(folder, 0o777)
+    done = contain("--read", str(folder), "--", "sh", "-c", 'cat "$0/file"; echo x > "$0/new"', str(folder))
+    assert done.stdout == "content"
+    assert done.returncode != 0 and "Read-only file system" in done.stderr
+    assert not (folder / "new").exists()
+
+
+def test_a_written_path_keeps_what_was_written_for_its_owner(contain: Contain, tmp_path: Path) -> None:
+    folder = tmp_path / "write me"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, ORDINARY, ORDINARY)
+    done = contain("--write", str(folder), "--", "sh", "-c", 'echo kept > new; chmod u+s new; pwd', cwd=str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(folder)  # the caller's directory, as it can be seen
+    assert (folder / "new").read_text() == "kept\n"
+    assert (folder / "new").stat().st_uid == (ORDINARY if os.geteuid() == 0 else os.geteuid())
+
+
+def test_a_file_and_a_path_below_another_can_be_named(contain: Contain, tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    single = tmp_path / "single"
+    single.write_text("one file")
+    if os.geteuid() == 0:
+        os.chown(inner, ORDINARY, ORDINARY)
+    script = f"cat {single}; : > {inner}/made; : > {outer}/refused"
+    done = contain("--read", str(single), "--read", str(outer), "--write", str(inner), "--", "sh", "-c", script)
+    assert done.stdout == "one file"
+    assert sorted(path.name for path in outer.rglob("*")) == ["inner", "made"]
+
+
+def test_home_and_tmp_are_its_own_and_vanish(contain: Contain) -> None:
+    assert contain("--", "sh", "-c", "echo x > ~/left; echo x > /tmp/left; ls ~ /tmp").returncode == 0
+    done = contain("--", "sh", "-c", "ls -A ~; ls -A /tmp | grep -v home")
+    assert done.stdout == ""
+
+
+def test_status_input_and_output_are_passed_on(contain: Contain) -> None:
+    done = contain("--", "sh", "-c", "cat; echo out; echo err >&2; exit 7", data="in ")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "in out\n", "err\n")
+
+
+def test_a_signal_gives_128_and_its_number(contain: Contain) -> None:
+    assert contain("--", "sh", "-c", "kill -TERM $$").returncode == 143
+
+
+def test_nothing_on_the_hosts_loopback_is_reached(contain: Contain) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        script = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 2)"
+        assert contain("--network", "host", "--", "/usr/bin/python3", "-c", script, port).returncode == 0
+        assert contain("--", "/usr/bin/python3", "-c", script, port).returncode != 0
+
+
+def test_a_tmpfs_has_its_size(contain: Contain) -> None:
+    done = contain("--tmpfs", "1M", "--", "sh", "-c", "head -c 2000000 /dev/zero > /tmp/big")
+    assert done.returncode != 0 and "No space left on device" in done.stderr
+
+
+def test_a_memory_limit_ends_only_the_command(contain: Contain) -> None:
+    if contain.ordinary:  # type: ignore[attr-defined]
+        pytest.skip("an ordinary user needs delegated control groups: log in through systemd")
+    script = "x = bytearray(200 << 20); x[::4096] = b'x' * len(x[::4096])"
+    assert contain("--memory", "400M", "--", "/usr/bin/python3", "-c", script).returncode == 0
+    assert contain("--memory", "64M", "--", "/usr/bin/python3", "-c", script).returncode == 137
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 125, "error: no command was given\nhint: put it after `--`\n"),
+        (("--read", "/", "--", "true"), 125, "error: `/` cannot be opened up\n"),
+        (("--read", "/proc/1", "--", "true"), 125, "error: `/proc/1` cannot be opened up\n"),
+        (("--write", "/nonexistent", "--", "true"), 125, "error: `/nonexistent` does not exist\n"),
+        (("--memory", "lots", "--", "true"), 2, "error: `--memory lots` is no size\n"),
+        (("--memory", "0", "--", "true"), 2, "error: `--memory 0` is no size\n"),
+        (("--memory", "-1", "--", "true"), 2, "error: `--memory -1` is no size\n"),
+        (("--processes", "0", "--", "true"), 2, "error: `--processes 0` leaves nothing\n"),
+        (("--cpus", "-2", "--", "true"), 2, "error: `--cpus -2.0` leaves nothing\n"),
+        (("--", "/nonexistent"), 127, "error: cannot execute `/nonexistent`"),
+        (("--", "/etc/passwd"), 126, "error: cannot execute `/etc/passwd`"),
+        (("--network", "lan", "--", "true"), 2, "error: "),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told(contain: Contain, arguments: tuple[str, ...], status: int, message: str) -> None:
+    done = contain(*arguments)
+    assert done.returncode == status
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+def test_root_writes_nowhere_as_root(contain: Contain, tmp_path: Path) -> None:
+    if contain.ordinary:  # type: ignore[attr-defined]
+        pytest.skip("about root")
+    done = contain("--write", str(tmp_path), "--", "true")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        125, f"error: `{tmp_path}` belongs to root, and no process behind the walls is root of the host",
+    )  # fmt: skip
