@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "observe": ANYONE,
     "build": ANYONE,
     "contain": ANYONE,
-    "assure": ANYONE,
+    "assure": ANYONE | {"resolve"},  # an audit reads ELF files, packages and traces as resolve does
     "vm": ANYONE | {"contain"},  # a guest is one more process behind walls
     "schema": ANYONE,
 }

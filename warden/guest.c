@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -31,7 +32,7 @@
 #include "report.h"
 #include "util.h"
 
-#define WATCHED (3 * SESSIONS + 2)
+#define WATCHED (3 * SESSIONS + 3)
 #define STOP_MS 10000
 #define TERM_MS 300 /* for what the service left behind */
 #define INTERFACES 4
@@ -219,6 +220,30 @@ static void image_mounts(void)
     free(plan.records);
 }
 
+/* What the service says to syslog(3) goes to the console, one line each. -1: nobody asked for it. */
+static int syslog_open(void)
+{
+    const struct sockaddr_un place = {.sun_family = AF_UNIX, .sun_path = "/dev/log"};
+
+    if (*setting("syslog") == '\0')
+        return -1;
+    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&place, sizeof place) != 0 || chmod(place.sun_path, 0666) != 0)
+        fail("syslog", place.sun_path);
+    return fd;
+}
+
+static void syslog_read(int fd)
+{
+    char text[2048];
+    ssize_t got;
+
+    while (fd >= 0 && (got = recv(fd, text, sizeof text - 1, 0)) >= 0) {
+        text[got] = '\0';
+        dprintf(STDOUT_FILENO, "%s\n", text);
+    }
+}
+
 /* The service is a plan, carried out by another warden, or a program of the image's own. */
 static void start_service(void)
 {
@@ -357,14 +382,17 @@ _Noreturn void guest_main(void)
     if (*setting("mounts") != '\0')
         image_mounts();
     network();
+    const int syslog_socket = syslog_open();
     channel_frame(FRAME_READY, 0, "", 0);
     dprintf(STDOUT_FILENO, "stockade: guest is up\n");
     if (strcmp(setting("wait"), "1") != 0)
         start_service();
     for (;;) {
         watched[0] = (struct pollfd){.fd = signals, .events = POLLIN};
-        const size_t count = 1 + channel_watch(watched + 1, WATCHED - 1);
+        watched[1] = (struct pollfd){.fd = syslog_socket, .events = POLLIN};
+        const size_t count = 2 + channel_watch(watched + 2, WATCHED - 2);
         poll(watched, count, -1);
+        syslog_read(syslog_socket);
         bool stop = told_to_stop(signals);
         reap();
         const enum frame_kind request = channel_serve();

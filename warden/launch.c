@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -68,7 +69,7 @@ static void prepare_outside(const struct plan *plan)
         if (record->op == OP_WRITE && !write_file(record->data, plan_string(record, record->data)))
             fail("write", record->data);
         if (is_removed(record))
-            say("remove %s", record->data);
+            note("remove %s", record->data);
     }
 }
 
@@ -207,6 +208,26 @@ static void send_trees(const struct plan *plan, const struct settings *settings,
     free(trees);
 }
 
+/* Where the caller is root of the host a limit of its own does not bind the jail; elsewhere the jail says so. */
+static void raise_limits(const struct plan *plan, pid_t pid)
+{
+    const struct record *record = NULL;
+
+    while ((record = plan_next(plan, OP_RLIMIT, record)) != NULL) {
+        struct rlimit now;
+#ifdef __GLIBC__
+        const __rlimit_resource_t resource = (__rlimit_resource_t)record->a;
+#else
+        const int resource = (int)record->a;
+#endif
+        if (prlimit(pid, resource, NULL, &now) != 0 || now.rlim_max >= record->c)
+            continue;
+        now.rlim_max = record->c;
+        if (prlimit(pid, resource, &now, NULL) != 0 && errno != EPERM)
+            fail("rlimit", "raise");
+    }
+}
+
 /* Things outside that need the new namespaces, as a network helper does; `{pid}` stands for PID 1. */
 static void run_helpers(const struct plan *plan, pid_t pid)
 {
@@ -288,7 +309,7 @@ int launch(const struct plan *plan, const struct settings *settings)
     if (settings->detach)
         go_to_background();
     supervisor_begin(plan, settings);
-    say_process("supervisor", getpid());
+    note_process("supervisor", getpid());
     struct child child = open_channels(plan, jail, &channel, &lifeline, &output);
     prepare_outside(plan);
     /* In there setgroups is denied, and root's groups must not go along. */
@@ -307,9 +328,10 @@ int launch(const struct plan *plan, const struct settings *settings)
     supervisor_owns(&child);
     close_ends(channel, lifeline, output);
     close_given(plan, settings);
-    say_process("init", child.pid);
+    note_process("init", child.pid);
     join_cgroups(plan, child.pid);
     if (jail) {
+        raise_limits(plan, child.pid);
         map_ids(plan, settings, child.pid);
         run_helpers(plan, child.pid);
         channel_send(child.channel, MESSAGE_GO, 0, "", 0, NULL, 0);
@@ -330,7 +352,7 @@ int enter(const struct plan *plan, const struct settings *settings)
     char text[24];
 
     supervisor_begin(plan, settings);
-    say_process("supervisor", getpid());
+    note_process("supervisor", getpid());
     struct child child = open_channels(plan, false, &channel, &lifeline, &output);
     /* Opened while the host's tree can still be reached. */
     while ((record = plan_next(plan, OP_CGROUP_JOIN, record)) != NULL && count < 16) {

@@ -116,12 +116,15 @@ static void limits(const struct plan *plan)
     char text[24];
 
     while ((record = plan_next(plan, OP_RLIMIT, record)) != NULL) {
-        const struct rlimit limit = {.rlim_cur = record->b, .rlim_max = record->c};
+        struct rlimit limit = {.rlim_cur = record->b, .rlim_max = record->c}, now;
 #ifdef __GLIBC__
         const __rlimit_resource_t resource = (__rlimit_resource_t)record->a;
 #else
         const int resource = (int)record->a;
 #endif
+        /* Whoever may leave no core at all, as under sudo(8), has the stricter limit already. */
+        if (record->a == RLIMIT_CORE && getrlimit(resource, &now) == 0 && now.rlim_max < limit.rlim_max)
+            limit = now;
         if (setrlimit(resource, &limit) != 0)
             fail("rlimit", decimal(record->a, text));
     }

@@ -21,6 +21,8 @@
 #include "report.h"
 #include "util.h"
 
+#define REPORT_LINE (MESSAGE_TEXT + 128)
+
 enum watched { SIGNALS, CHANNEL, OUTPUT, SYSLOG, MASTER, INPUT, LEASH, WATCHED };
 
 static struct {
@@ -35,6 +37,8 @@ static struct {
     char typed[4096]; /* read from standard input, not yet taken by the pty */
     size_t typed_length;
     char failed_line[MESSAGE_TEXT + 64];
+    char kept[2 * REPORT_LINE]; /* reported, and not yet written to the status descriptor */
+    size_t kept_length;
 } self;
 
 void supervisor_owns(const struct child *child)
@@ -49,24 +53,51 @@ static void tell(int fd, const char *line, size_t length)
         _exit(EXIT_WALLS); /* not a descriptor of ours: the caller broke its own plan */
 }
 
-void say(const char *format, ...)
+static void flush(void)
 {
-    char line[MESSAGE_TEXT + 64];
-    va_list arguments;
+    tell(self.settings->status, self.kept, self.kept_length);
+    self.kept_length = 0;
+}
 
-    va_start(arguments, format);
+/* The state file has every line at once; whoever waits for the status is woken for what it waits for. */
+static void report(bool now, const char *format, va_list arguments)
+{
+    char line[REPORT_LINE];
     const int size = vsnprintf(line, sizeof line - 1, format, arguments);
-    va_end(arguments);
     size_t length = size < 0 ? 0 : (size_t)size < sizeof line - 1 ? (size_t)size : sizeof line - 2;
+
     for (size_t i = 0; i < length; i++)
         if ((unsigned char)line[i] < ' ')
             line[i] = '?'; /* a path cannot forge a line */
     line[length++] = '\n';
-    tell(self.settings->status, line, length);
     tell(self.settings->state, line, length);
+    if (self.kept_length + length > sizeof self.kept)
+        flush();
+    memcpy(self.kept + self.kept_length, line, length);
+    self.kept_length += length;
+    if (now)
+        flush();
 }
 
-void say_process(const char *word, pid_t pid)
+void say(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(true, format, arguments);
+    va_end(arguments);
+}
+
+void note(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(false, format, arguments);
+    va_end(arguments);
+}
+
+void note_process(const char *word, pid_t pid)
 {
     char path[40], stat[1024];
     unsigned long long start = 0;
@@ -85,7 +116,7 @@ void say_process(const char *word, pid_t pid)
         if (field != NULL)
             start = strtoull(field, NULL, 10);
     }
-    say("%s %d %llu", word, (int)pid, start);
+    note("%s %d %llu", word, (int)pid, start);
 }
 
 static void remove_path(const char *path)
@@ -244,7 +275,7 @@ static void read_channel(void)
         fail(message.text, message.text + strlen(message.text) + 1);
     case MESSAGE_SERVICE:
         self.saw_service = true;
-        say_process("service", message.sender);
+        note_process("service", message.sender);
         break;
     case MESSAGE_GATED:
         say("gated");

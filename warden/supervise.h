@@ -18,11 +18,14 @@ void supervisor_begin(const struct plan *plan, const struct settings *settings);
 /* One line to whoever listens and to the state file. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The same, but whoever listens gets it together with the next that is said. */
+void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* Whether the record's path goes when the jail ends. */
 bool is_removed(const struct record *record);
 
 /* `WORD PID STARTTIME`: with its start time a pid is never taken for another's (proc(5), field 22). */
-void say_process(const char *word, pid_t pid);
+void note_process(const char *word, pid_t pid);
 
 /* Until the child's end; returns the exit status to pass on. */
 int supervise(const struct child *child);

@@ -315,6 +315,13 @@ def test_an_executed_script_brings_its_interpreters(world: World) -> None:
     assert entry(closure, "/usr/bin/tool").evidence[0].detail == f"executed by {PROGRAM}"
 
 
+def test_a_program_executed_below_a_tmpfs_comes_in_with_advice(world: World) -> None:
+    path = world.file("/tmp/build/tool", mode=0o755)
+    closure = world.resolve(trace(did("exec", path)))
+    assert path in paths(closure)
+    assert ("below-tmpfs", path) in advice(closure)
+
+
 # rule 8: directories and symlinks
 
 

@@ -107,6 +107,18 @@ def test_a_hostile_claim_is_one_clear_error(tmp_path: Path, content: bytes, why:
     assert caught.value.hint
 
 
+def test_rpath_beside_runpath_is_ignored_as_ld_so_ignores_it(tmp_path: Path) -> None:
+    strings = b"\0old\0new\0"
+    entries = struct.pack("<12Q", 15, 1, 29, 5, 5, 0x1000, 10, len(strings), 1, 1, 0, 0)
+    place = 64 + 2 * 56
+    load = struct.pack("<IIQQQQQQ", 1, 4, place + len(entries), 0x1000, 0, len(strings), 0, 1)
+    path = tmp_path / "both"
+    path.write_bytes(header(2) + load + segment(2, place, len(entries)) + entries + strings)
+    file = elf.read(path)
+    assert file is not None
+    assert (file.rpath, file.runpath, file.needed) == (None, "new", ("old",))
+
+
 def test_a_sparse_giant_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "giant"
     with path.open("wb") as file:

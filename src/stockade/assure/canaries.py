@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ __all__ = ["Canaries", "canaries"]
 
 VARIABLE = "STOCKADE_CANARY"
 
-_NAMES = ("file", "handle", "memory", "process", "descriptor", "abstract", "shared", "loopback", "address", "environment")
+_NAMES = ("file", "handle", "memory", "process", "descriptor", "abstract", "shared", "loopback", "address",
+          "environment")  # fmt: skip
 _START_S = 10.0
 _LARGEST_HANDLE = 128
 
@@ -51,7 +53,8 @@ class Canaries:
 @contextlib.contextmanager
 def canaries(beside: Path) -> Iterator[Canaries]:
     """Make them all; `beside` is a directory on the file system that the probes' tree is on."""
-    made = Canaries({name: MARK + secrets.token_hex(16) for name in _NAMES}, Path(tempfile.mkdtemp(prefix="stockade-canary-")))
+    marks = {name: MARK + secrets.token_hex(16) for name in _NAMES}
+    made = Canaries(marks, Path(tempfile.mkdtemp(prefix="stockade-canary-")))
     hidden = beside / "canary"
     try:
         made.directory.chmod(0o755)
@@ -114,5 +117,5 @@ def _handle(path: Path) -> dict[str, object] | None:
     arguments = (ctypes.c_int(-100), os.fsencode(path), handle, ctypes.byref(mount), ctypes.c_int(0))
     if libc.syscall(number, *arguments) < 0:
         return None
-    length = int.from_bytes(handle.raw[:4], sys.byteorder)
-    return {"type": int.from_bytes(handle.raw[4:8], sys.byteorder, signed=True), "bytes": handle.raw[8 : 8 + length].hex()}
+    length, kind = struct.unpack_from("=Ii", handle.raw)
+    return {"type": kind, "bytes": handle.raw[8 : 8 + length].hex()}

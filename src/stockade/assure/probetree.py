@@ -19,14 +19,14 @@ from stockade.errors import HostError
 from stockade.kernel import userns
 from stockade.resolve import ldso
 
-__all__ = ["REQUEST", "ProbeTree", "make"]
+__all__ = ["REQUEST", "ProbeTree", "make", "remove"]
 
 REQUEST = "request.json"
 
 _INSIDE = Path(__file__).with_name("inside")
 _TIMEOUT_S = 30
 
-# VFS_CAP_REVISION_2 with the effective flag, and CAP_NET_RAW (include/uapi/linux/capability.h): five little-endian words.
+# VFS_CAP_REVISION_2 with the effective flag, and CAP_NET_RAW: five words (include/uapi/linux/capability.h).
 _NET_RAW = b"".join(word.to_bytes(4, "little") for word in (0x02000001, 1 << 13, 0, 0, 0))
 
 _LIST = (
@@ -77,7 +77,7 @@ def make(directory: Path, ids: userns.Range | userns.Single | None) -> ProbeTree
         for library in ldso.closure(program).libraries:
             _copy(Path(library.real), directory / "libraries" / library.name.rpartition("/")[2], 0o444)
     _library(directory, files)
-    helpers = {} if isinstance(ids, userns.Single) else {"setuid": "setuid", "capable": "capable"}
+    helpers = {} if isinstance(ids, userns.Single) else {"setuid": "helpers/setuid", "capable": "helpers/capable"}
     if helpers:
         _with(ids, _helpers, directory)
     return ProbeTree(directory, interpreter.name, helpers)
@@ -157,9 +157,11 @@ def _copy(source: Path, target: Path, mode: int) -> None:
 
 def _helpers(directory: Path) -> None:
     """Runs with the rights over the ids that own the helpers."""
-    shutil.copyfile(directory / "loader", directory / "setuid")
-    shutil.copyfile(directory / "loader", directory / "capable")
-    os.chown(directory / "setuid", 0, 0)
-    os.chmod(directory / "setuid", 0o4555)
-    os.chmod(directory / "capable", 0o555)
-    os.setxattr(directory / "capable", "security.capability", _NET_RAW)
+    helpers = directory / "helpers"
+    helpers.mkdir(mode=0o755)
+    helpers.chmod(0o755)
+    for name, mode in (("setuid", 0o4555), ("capable", 0o555)):
+        shutil.copyfile(directory / "loader", helpers / name)
+        os.chown(helpers / name, 0, 0)
+        os.chmod(helpers / name, mode)
+    os.setxattr(helpers / "capable", "security.capability", _NET_RAW)

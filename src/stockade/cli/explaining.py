@@ -7,7 +7,7 @@ from collections import Counter
 
 from stockade import resolve
 from stockade.build.lock import closure_of
-from stockade.cli import console, names
+from stockade.cli import auditing, console, names
 from stockade.cli.parser import Subparsers, add_verb
 from stockade.records.generation import Generation
 from stockade.records.lock import LockEntry
@@ -23,15 +23,19 @@ def register(subparsers: Subparsers) -> None:
     """Add the verb to the parser."""
     parser = add_verb(
         subparsers, "explain", explain, json=True,
-        help="tell what is in a jail, or why a path is in it",
-        description="Without PATH a summary of the jail; with PATH the chain of evidence that led to it.",
+        help="tell what is in a jail, why a path is in it, or what a rule of the audit is about",
+        description="Without PATH a summary of the jail; with PATH the chain of evidence that led to it. For the code "
+        "of a rule, what it is about and what to do.",
     )  # fmt: skip
-    parser.add_argument("name", metavar="NAME", help="name of the jail")
+    parser.add_argument("name", metavar="NAME|CODE", help="name of the jail, or the code of a rule")
     parser.add_argument("path", metavar="PATH", nargs="?", help="a path in the jail")
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """Explain a jail or a path of it."""
+    """Explain a jail or a path of it, or a rule."""
+    if arguments.path is None and auditing.is_code(arguments.name):
+        auditing.explain_rule(arguments.name, json=arguments.json)
+        return
     generation = names.built(arguments.name)
     if arguments.path is None:
         _summary(arguments, generation)

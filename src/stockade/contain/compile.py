@@ -36,11 +36,11 @@ _TMPFS_BYTES = 256 << 20
 _TMPFS_INODES = 65536
 _TTY_GID = 5
 
-# What a full /proc shows beyond processes: hidden by an empty directory, hidden by /dev/null, or read-only. The
-# lists are those of the OCI runtimes (opencontainers/runtime-spec, config-linux, "maskedPaths" and "readonlyPaths").
+# What a full /proc shows beyond processes: hidden by an empty directory, hidden by /dev/null, or read-only. After the
+# lists of the OCI runtimes ("maskedPaths" and "readonlyPaths"), with what tells of the host's boot and hardware, and
+# without what no kernel has any more or only the host's root may open (kmsg, kpagecount).
 _PROC_EMPTY = ("acpi", "asound", "scsi", "driver")
-_PROC_NULL = ("kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug", "kmsg", "kallsyms",
-              "config.gz", "cmdline", "interrupts", "kpagecount", "kpageflags", "kpagecgroup")  # fmt: skip
+_PROC_NULL = ("kcore", "keys", "latency_stats", "timer_list", "kallsyms", "config.gz", "cmdline", "interrupts")
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
 _DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))

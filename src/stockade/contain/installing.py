@@ -33,8 +33,8 @@ def install(
     ids = for_jail(spec.name) if ids is None else ids
     volumes = Path(os.path.realpath(places.jail(spec.name))) / "volumes"
     plan = compile_plan(
-        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec, generation), allow_ptrace=allow_ptrace,
-        extra=extra,
+        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec, generation),
+        allow_ptrace=allow_ptrace, extra=extra,
     )  # fmt: skip
     prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
     wrapper = plan.cgroup.wrapper if plan.cgroup is not None else ()

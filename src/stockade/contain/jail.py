@@ -127,15 +127,35 @@ class Running:
 
     def kill(self) -> None:
         """End the jail at once: with PID 1 the kernel ends every process in it."""
-        for process in (self._state.init or self._state.service, self._state.supervisor if not self._ended else None):
-            if process is self._state.supervisor and process is not None:
-                with contextlib.suppress(TimeoutError, WallError):
-                    self.wait(_END_SECONDS)
-            if runfiles.is_alive(process) and process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process[0], signals.SIGKILL)
-        with contextlib.suppress(TimeoutError, WallError):
+        self._let_go()
+        target = self._state.init or self._state.service
+        if target is not None and runfiles.is_alive(target):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target[0], signals.SIGKILL)
+        if self._has_ended():
+            return
+        # A supervisor that does not answer: without it PID 1 ends, and it is a child that nobody else reaps.
+        supervisor = self._warden or (self.supervisor_pid if runfiles.is_alive(self._state.supervisor) else None)
+        if supervisor:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(supervisor, signals.SIGKILL)
+        self._has_ended()
+
+    def _let_go(self) -> None:
+        """Close the gate and the leash: the supervisor ends a jail whose leash is gone."""
+        for descriptor in (self._gate, self._leash):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._gate = self._leash = None
+
+    def _has_ended(self) -> bool:
+        try:
             self.wait(_END_SECONDS)
+        except TimeoutError:
+            return False
+        except WallError:
+            pass
+        return True
 
     def close(self) -> None:
         """End what still runs, unless it was detached, and close every descriptor."""
@@ -144,10 +164,10 @@ class Running:
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 file.close()
-        for descriptor in (self._status, self._gate, self._leash):
-            if descriptor is not None and descriptor >= 0:
-                os.close(descriptor)
-        self._status, self._gate, self._leash = -1, None, None
+        self._let_go()
+        if self._status >= 0:
+            os.close(self._status)
+        self._status = -1
         self._ended = True
         self._reap()
 

@@ -39,7 +39,8 @@ class Image(_Record, frozen=True, kw_only=True):
 
     `sha256` is of the whole file, holes as zeros. `size` in bytes is the disk's, `mtime` the time that the file always
     has: it comes from the digest, so a copy-on-write file is never used with another base. `quarantine`: the first
-    boot is a throw-away one without a network. `created` in seconds since 1970.
+    boot is a throw-away one without a network. `created` in seconds since 1970. `ready_tcp`: its service is up when
+    this port is open. `publish` as in a spec. `secrets`: it holds generated keys or passwords, so it is not exported.
     """
 
     name: str
@@ -54,4 +55,6 @@ class Image(_Record, frozen=True, kw_only=True):
     kernel: str = ""
     quarantine: bool = False
     ready_tcp: int | None = None
+    publish: tuple[str, ...] = ()
+    secrets: bool = False
     exercises: tuple[tuple[str, ...], ...] = ()

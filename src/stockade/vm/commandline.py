@@ -87,6 +87,7 @@ def _settings(start: ImageStart, name: str, walls: Sequence[str], dns: str, wait
         "plan": start.plan.get(inner, ""),
         "mounts": start.mounts if inner == "vm" else "",
         "program": start.program,
+        "syslog": "1" if start.plan and inner == "vm" else "",
         "stop_signal": str(start.stop_signal),
         "stop_ms": str(start.stop_ms),
         "end": "1" if start.end else "",

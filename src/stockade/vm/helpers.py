@@ -14,25 +14,24 @@ from typing import Any
 __all__ = ["Helpers"]
 
 _START_S = 15.0
-_END_S = 2.0
 _STEP_S = 0.001
 
 
 class Helpers:
-    """Processes that were started, and how to end them: each has a pipe that closes with the keeper."""
+    """Processes that were started. Each has the keeper's end as its death signal (PR_SET_PDEATHSIG of prctl(2))."""
 
     def __init__(self) -> None:
-        self._started: list[tuple[subprocess.Popen[bytes], int]] = []
+        self._started: list[subprocess.Popen[bytes]] = []
         self._errors = tempfile.TemporaryFile()
 
     def pids(self) -> list[int]:
         """Their process ids."""
-        return [process.pid for process, _ in self._started]
+        return [process.pid for process in self._started]
 
     def carry_out(self, step: dict[str, Any]) -> bool:
         """Do one step; False for one that waits and has to be tried again. RuntimeError with what is wrong.
 
-        start: a command that goes on; `{exit}` in it is the pipe. run: one that ends; `{pid}` is the started one.
+        start: a command that goes on. run: one that ends; `{pid}` in it is the started one.
         await: a path. await_namespace: the started one has its own network. request: on the socket `api`.
         """
         try:
@@ -64,18 +63,11 @@ class Helpers:
                 time.sleep(_STEP_S)
 
     def _start(self, command: list[str]) -> None:
-        reader, writer = os.pipe()
-        try:
-            process = subprocess.Popen(
-                [word.replace("{exit}", str(reader)) for word in command], stdin=subprocess.DEVNULL,
-                stdout=self._errors, stderr=self._errors, pass_fds=(reader,), env=_environment(),
-            )  # fmt: skip
-        except OSError:
-            os.close(writer)
-            raise
-        finally:
-            os.close(reader)
-        self._started.append((process, writer))
+        self._started.append(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, env=_environment()
+            )
+        )
 
     def _run(self, command: list[str], passed: list[int]) -> None:
         pid = str(self.pids()[-1]) if self._started else ""
@@ -89,19 +81,15 @@ class Helpers:
             raise RuntimeError(f"`{os.path.basename(command[0])} {command[1]}` failed")
 
     def _alive(self) -> None:
-        for process, _ in self._started:
+        for process in self._started:
             if process.poll() is not None:
                 raise RuntimeError("slirp4netns ended early")
 
     def end(self) -> None:
-        """End them; what hangs is killed."""
-        for process, writer in self._started:
-            os.close(writer)
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """End them, with all that came from them."""
+        for process in self._started:
+            process.kill()
+            process.wait()
         self._started = []
         self._errors.close()
 

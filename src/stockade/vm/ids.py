@@ -8,17 +8,19 @@ from collections.abc import Iterable
 from stockade.contain.ids import allocate
 from stockade.errors import HostError
 
-__all__ = ["choose"]
+__all__ = ["JAIL", "STEP", "choose"]
 
-#: Two ids for each guest: its jail's root, which nothing runs as, and UML's.
-STEP = 2
+#: Ids of each guest: those of its jail, of which UML is the second. Nothing runs as the first, the jail's root.
+STEP = 16
+#: The jail of the kernel's program, whose range of ids the guests share out.
+JAIL = "uml"
 
 
 def choose(taken: Iterable[int]) -> tuple[int, int]:
     """uid and gid for a new guest; `taken` are those of the others. An ordinary user's guests are the user's own."""
     if os.geteuid() != 0:
         return os.getuid(), os.getgid()
-    ids = allocate("@guests")
+    ids = allocate(JAIL)
     used = set(taken)
     for first in range(ids.first, ids.first + ids.count, STEP):
         if first + 1 not in used:

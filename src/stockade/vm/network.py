@@ -112,10 +112,12 @@ def _slirp(guest: Guest, *, egress: bool) -> list[dict[str, Any]]:
         script = f"until ip -4 route show default | grep -q .; do sleep 0.01; done; {refused}{script}"
     slirp = [
         "slirp4netns", "--target-type=bess", f"--mtu={_MTU}", "--disable-host-loopback", "--disable-dns",
-        "--enable-seccomp", f"--api-socket={_API}", "--exit-fd={exit}", _SOCKET,
+        "--enable-seccomp", f"--api-socket={_API}", _SOCKET,
     ]  # fmt: skip
     ids = ["setpriv", f"--reuid={guest.uid}", f"--regid={guest.gid}", "--clear-groups"] if os.geteuid() == 0 else []
-    namespace = ["unshare", "--user", "--map-root-user", "--net", "--"]
+    # All of it ends with the keeper: the change of ids would clear a death signal, so that is set after it.
+    namespace = ["unshare", "--user", "--map-root-user", "--", "setpriv", "--pdeathsig", "KILL",
+                 "unshare", "--net", "--pid", "--fork", "--kill-child=KILL", "--"]  # fmt: skip
     steps: list[dict[str, Any]] = [{"start": [*ids, *namespace, "sh", "-c", script, "sh", *slirp]}]
     if egress:
         steps += [{"await_namespace": True}, {"run": [warden_path(), "attend", "{pid}", *_PASTA]}]

@@ -81,6 +81,8 @@ class Started:
                 raise self._failed(f"it was not up after {timeout_s:g} s") from None
             if event is None or "failed" in event or "ended" in event:
                 why = str(event.get("failed") or event.get("fault") or "it ended early") if event else "its keeper ended"
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._keeper.wait(_KILL_S)
                 self.kill()
                 raise self._failed(why)
 
@@ -100,7 +102,10 @@ class Started:
         return self.status
 
     def kill(self) -> None:
-        """End the guest at once."""
+        """End the guest at once: its keeper is told to, and killed when it does not heed that."""
+        self._keeper.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(_KILL_S)
         self._keeper.kill()
         self._keeper.wait()
         self.close()

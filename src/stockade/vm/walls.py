@@ -1,17 +1,35 @@
-"""What stands around UML: nothing but another user and a pid namespace, or a jail."""
+"""What stands around UML: another user and a pid namespace, or a whole jail that Stockade builds for it like any other."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from stockade import places
+from stockade.errors import StockadeError
+from stockade.kernel import cgroup_plan, cgroups
 from stockade.records.guest import Guest
+from stockade.records.launch import Bind, IdRange
+from stockade.records.lock import Lock
+from stockade.records.policy import CgroupPlan
+from stockade.records.spec import Account, Directory, Files, Limits, Policy, Service, Spec, Syscalls
 
+from .ids import JAIL, STEP
 from .kernels import Kernel
 
-__all__ = ["Around", "around"]
+__all__ = ["Around", "around", "jail_of", "specification"]
+
+PLACE = "/vm"
+_MEMORY = "/tmp"
+
+#: UML's own memory beside the guest's, and the processes and threads of the kernel itself.
+_OVERHEAD = 64 << 20
+#: Every guest process is one of the host's: the guest's own limit must be met first, or its kernel panics.
+GUEST_PIDS = 2048
+_OWN_PROCESSES = 64
 
 
 class Around(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,9 +40,101 @@ class Around(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def around(guest: Guest, kernel: Kernel, machine: Path) -> Around:
-    """The walls around the guest's UML process, as its record names them."""
-    return Around(
-        kernel=kernel.path,
-        orders={"plan": None, "base": "", "records": [],
-                "environment": {"PATH": "/usr/bin:/bin", "HOME": "/", "TMPDIR": "/dev/shm"}},
+    """The walls around the guest's UML process, as its record names them. Errors as a build has them."""
+    if guest.walls[:1] != ("jail",):
+        return Around(
+            kernel=kernel.path,
+            orders={"plan": None, "base": "", "records": [], "wrapper": [],
+                    "environment": {"PATH": "/usr/bin:/bin", "HOME": "/", "TMPDIR": "/dev/shm"}},
+        )  # fmt: skip
+    generation, lock = jail_of(kernel)
+    plan = _plan(guest, kernel, machine, generation, lock)
+    return Around(kernel=kernel.path, orders={**plan, "base": os.fspath(generation), "records": [], "environment": {}})
+
+
+def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
+    """The spec of the jail for a kernel: its program, what that is linked with, a directory and memory to run in."""
+    return Spec(
+        name=JAIL,
+        description="User-Mode Linux: each guest's kernel, an ordinary process",
+        service=Service(
+            command=(kernel.path,), user="uml", group="1", directory=PLACE, environment={"TMPDIR": _MEMORY, "HOME": PLACE}
+        ),
+        files=Files(include=(kernel.path,)),
+        accounts=(Account(name="uml", uid=1, home=PLACE, shell="/usr/sbin/nologin"),),
+        directories={
+            PLACE: Directory(kind="fixed"),
+            _MEMORY: Directory(mode="0700", owner="uml:1", size=f"{(memory + _OVERHEAD) >> 20}M", inodes=64),
+        },
+        policy=Policy(
+            capabilities=(), syscalls=Syscalls(preset="default"), devices=("null",), proc="none"
+        ),
+        limits=Limits(memory=f"{(memory + _OVERHEAD) >> 20}M", processes=GUEST_PIDS + _OWN_PROCESSES),
+        timezone=False,
+    )
+
+
+def jail_of(kernel: Kernel) -> tuple[Path, Lock]:
+    """The current generation of the kernel's jail and its lock, built where it is missing or of another kernel."""
+    place = places.jail(JAIL)
+    stamp = _stamp(kernel)
+    current = place / "current"
+    if not _is_current(current, stamp):
+        from stockade import workflow
+
+        workflow.build(specification(kernel), observe=False, verify=False)
+        (Path(os.path.realpath(current)) / "kernel").write_text(stamp, encoding="utf-8")
+    generation = Path(os.path.realpath(current))
+    return generation, msgspec.json.decode((generation / "lock.json").read_bytes(), type=Lock)
+
+
+def _stamp(kernel: Kernel) -> str:
+    status = os.stat(kernel.path)
+    return f"{kernel.path} {kernel.version} {status.st_mtime_ns} {status.st_size}\n"
+
+
+def _is_current(current: Path, stamp: str) -> bool:
+    try:
+        return (current / "kernel").read_text(encoding="utf-8") == stamp
+    except FileNotFoundError:
+        return False
+
+
+def _plan(guest: Guest, kernel: Kernel, machine: Path, generation: Path, lock: Lock) -> dict[str, Any]:
+    """The compiled plan of this guest's instance, and the command under which it has to be launched."""
+    from stockade.contain.compile import compile_plan
+    from stockade.contain.encoding import encode
+
+    spec = specification(kernel, memory=guest.memory)
+    directory = os.path.realpath(machine)
+    extra = (
+        Bind(source=directory, target=PLACE, writable=True, own=True),
+        Bind(source=f"{directory}/base", target=f"{PLACE}/base", own=True),
+    )
+    cgroup = _cgroup(spec, guest, generation)
+    plan = compile_plan(
+        spec, lock, generation=generation, volumes=Path("/nonexistent"), ids=_ids(guest), cgroup=cgroup,
+        allow_ptrace=True, extra=extra,
     )  # fmt: skip
+    path = places.guest(guest.name) / "plan"
+    fresh = path.with_name(".plan.new")
+    fresh.write_bytes(encode(plan))
+    fresh.replace(path)
+    return {"plan": os.fspath(path), "wrapper": list(cgroup.wrapper) if cgroup is not None else []}
+
+
+def _ids(guest: Guest) -> IdRange:
+    """Root's guests: some ids of their own, of which UML is the second. A user's: the user's one, seen as UML's."""
+    if os.geteuid() == 0:
+        return IdRange(first=guest.uid - 1, first_gid=guest.gid - 1, count=STEP, kind="root-range")
+    return IdRange(first=guest.uid, first_gid=guest.gid, count=1, kind="single")
+
+
+def _cgroup(spec: Spec, guest: Guest, generation: Path) -> CgroupPlan | None:
+    layout = cgroups.layout()
+    try:
+        return cgroup_plan.plan(
+            spec.limits, layout, f"guest-{guest.name}", disk=cgroups.disk_of(generation), accounting=False
+        )
+    except StockadeError:
+        return None

@@ -13,13 +13,13 @@ from stockade.records.finding import Finding, Unchecked
 from stockade.records.report import AuditReport
 
 from . import files, secrets, stale
-from .accounts import Accounts
+from .accounts import Accounts, find_user
 from .baseline import Baseline
 from .baseline import read as read_baseline
 from .catalogue import Rule, rule, rules, scoring
 from .ledger import Ledger, Proposal
 from .libraries import Libraries
-from .mending import mend
+from .mending import described, mend
 from .policy import policy
 from .programs import program
 from .seen import Mend, Seen
@@ -27,8 +27,8 @@ from .subject import Subject, of_directory, of_generation
 from .tree import Node, mounts, open_regular, walk
 
 __all__ = [
-    "Baseline", "Proposal", "Rule", "Subject", "audit", "examine", "mend", "of_directory", "of_generation",
-    "read_baseline", "rule", "rules",
+    "Baseline", "Proposal", "Rule", "Subject", "audit", "described", "examine", "find_user", "mend",
+    "of_directory", "of_generation", "read_baseline", "rule", "rules",
 ]  # fmt: skip
 
 _HEAD = 4096
@@ -135,15 +135,12 @@ class _Audit:
         take(files.owners_and_modes(node, subject))
         if self.lock is not None:
             take(self.lock.see(node))
+        take(files.special(node))
         if node.is_link:
             take(files.symlink(node, self.root, subject))
         elif node.is_file:
             take(program(node, subject))
             take(self._content(node))
-        elif not node.is_directory:
-            take(files.special(node))
-        if node.path.startswith(("/proc/", "/sys/")) and (node.is_file or node.is_directory or node.is_link):
-            take(files.special(node))
 
     def _content(self, node: Node) -> Iterator[Seen]:
         descriptor = open_regular(node)

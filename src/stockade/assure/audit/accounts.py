@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from stockade.errors import NotFoundError
 from stockade.kernel.beneath import Root
 
 from .seen import Mend, Seen
 from .subject import Subject
 from .tree import Node, read_inside
 
-__all__ = ["GROUP", "PASSWD", "SHADOW", "Accounts"]
+__all__ = ["GROUP", "GSHADOW", "PASSWD", "SHADOW", "Accounts", "find_user"]
 
 PASSWD, GROUP, SHADOW, GSHADOW = "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"
 
@@ -66,6 +67,19 @@ def _groups(data: bytes | None) -> list[_Group]:
     ]
 
 
+def find_user(root: Path, text: str) -> int:
+    """The id of the user `text`, a name in the passwd of the tree at `root` or a number. NotFoundError for neither."""
+    if _number(text) >= 0:
+        return _number(text)
+    with Root.open(os.path.realpath(root)) as tree:
+        users = _users(read_inside(tree, PASSWD))
+    for user in users:
+        if user.name == text:
+            return user.uid
+    names = ", ".join(f"`{user.name}`" for user in users) or "nobody"
+    raise NotFoundError(f"`{root}{PASSWD}` has no user `{text}`", hint=f"it has {names}; a number will do too")
+
+
 @dataclass
 class Accounts:
     """Ids that own something in the tree. `see` every entry, then `check`."""
@@ -89,7 +103,8 @@ class Accounts:
         yield from _homes(users, subject)
         for user in users:
             if user.name not in used:
-                yield Seen("ACCOUNT-UNUSED", PASSWD, f"`{user.name}`, uid {user.uid}: nothing is its", _unused(user, subject))
+                what = f"`{user.name}`, uid {user.uid}: nothing is its"
+                yield Seen("ACCOUNT-UNUSED", PASSWD, what, _unused(user, subject))
         names = {user.name for user in users}
         for fields in shadow:
             if fields[0] not in names:

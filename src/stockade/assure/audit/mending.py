@@ -64,8 +64,9 @@ class _Refused(Exception):
 
 def _told(proposal: Proposal, failed: str) -> Mending:
     return Mending(
-        code=proposal.code, path=escape(proposal.path), change=escape(described(proposal)), done=not failed, failed=failed
-    )
+        code=proposal.code, path=escape(proposal.path), change=escape(described(proposal)), done=not failed,
+        failed=failed,
+    )  # fmt: skip
 
 
 def _file(tree: Root, proposal: Proposal) -> None:
@@ -100,9 +101,16 @@ def _accounts(tree: Root, proposals: Iterable[Proposal]) -> None:
                 old = os.fsdecode(file.read())
         finally:
             os.close(descriptor)
-        new = "".join(_kept(line, gone, users, path) for line in old.splitlines(keepends=True))
+        new = "".join(_kept(line, gone, users, path) for line in _lines(old))
         if new != old:
             _replace(tree, path, os.fsencode(new), status)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, the last perhaps without; other characters that Python takes for ends stay."""
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines
 
 
 def _kept(line: str, gone: set[str], users: set[str], path: str) -> str:

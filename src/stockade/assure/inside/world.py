@@ -14,7 +14,7 @@ from .results import MARK
 
 __all__ = ["World", "found_marks", "in_child"]
 
-_SCRATCH = ("/dev/shm", "/tmp", "/run", "/var/tmp", "/var/run", "/")
+_SCRATCH = ("/tmp", "/var/tmp", "/run", "/dev/shm", "/")
 
 
 class World:

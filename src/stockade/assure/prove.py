@@ -1,0 +1,219 @@
+"""Try every documented way out of a jail, from inside, through its own launch; judge from outside."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import pwd
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from stockade import contain
+from stockade.errors import SpecError, StockadeError, WallError
+from stockade.records.finding import Finding
+from stockade.records.launch import Bind, Filesystem, LaunchPlan
+from stockade.records.policy import NotLimited, size_bytes
+from stockade.records.proof import ProbeResult, ProbeRun, Proof, Skipped
+from stockade.records.spec import Limits, Network
+
+from . import peers, probetree, request, truth
+from .canaries import Canaries, canaries
+from .catalogue import LIMITS, OUTSIDE, catalogue
+from .judge import Control, Outside, judge
+from .planted import planted
+from .processes import host_uid, observed
+from .session import conduct, dirty, terminal
+from .walls import PLACE, Change, Workplace, launched, workplace, writable
+
+__all__ = ["MODES", "prove"]
+
+MODES = ("none", "private", "host")
+
+Progress = Callable[[str], None]
+
+# Small enough to be filled in no time, large enough for the probes themselves.
+_SMALL_TMPFS_BYTES, _SMALL_INODES = 8 << 20, 256
+_SMALL_MEMORY, _SMALL_PROCESSES, _SMALL_FILES, _SMALL_CPUS = 128 << 20, 48, 128, 0.5
+
+_PROBES = tuple(name for name in catalogue() if name not in (*LIMITS, *OUTSIDE))
+
+
+def prove(
+    name: str, *, against: Sequence[str] = (), progress: Progress | None = None, change: Change | None = None
+) -> Proof:
+    """Everything that the probes show about the current generation of the jail `name`.
+
+    They run as the service's user and as the jail's root, in each kind of network, and, for comparison, behind the
+    programs named in `against`. `change` alters the compiled plan before each launch: how it is shown that a probe
+    reports a wall that is not there. NotFoundError for an unknown name; StateError when nothing was built; WallError when
+    a launch fails.
+    """
+    tell = progress or (lambda text: None)
+    compared = [peers.named(peer) for peer in against]
+    with workplace(name) as place:
+        work = _Work(place, tell, change or (lambda plan: plan))
+        return work.proof(compared)
+
+
+class _Work:
+    """One proof in the making."""
+
+    def __init__(self, place: Workplace, tell: Progress, change: Change) -> None:
+        self.place = place
+        self.tell = tell
+        self.change = change
+        self.skipped: list[Skipped] = []
+        self.not_limited: tuple[NotLimited, ...] = ()
+        tell("making the probes' tree")
+        self.tree = probetree.make(place.path / "tree", place.ids)
+
+    def proof(self, compared: list[peers.Peer]) -> Proof:
+        """All runs."""
+        with canaries(self.place.path) as made:
+            control = self._control(made)
+            runs = tuple(self._runs(made, control))
+            others = tuple(self._peers(compared, made, control))
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+        return Proof(
+            name=self.place.spec.name, generation=self.place.generation.number, kernel=platform.release(), system=system,
+            user=pwd.getpwuid(os.geteuid()).pw_name, runs=runs, peers=others, skipped=tuple(self.skipped),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), not_limited=self.not_limited,
+        )  # fmt: skip
+
+    def _control(self, made: Canaries) -> Control | None:
+        """The same probes without walls. Only root can make a chroot to show them in."""
+        if os.geteuid() != 0:
+            reason = "only root can try the probes without walls: what this host does not have is not told apart"
+            self.skipped.append(Skipped(what="control", reason=reason))
+            return None
+        self.tell("trying the probes where no wall stands")
+        return peers.control(self.place.generation.rootfs, self.tree, made)
+
+    def _runs(self, made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
+        spec = self.place.spec
+        own = msgspec.structs.replace(spec.network, publish=())
+        for mode in MODES:
+            network = own if mode == own.mode else Network(mode=mode)
+            try:
+                plan = self.place.plan(msgspec.structs.replace(spec, network=network))
+            except SpecError as error:
+                self.skipped.append(Skipped(what=f"network `{mode}`", reason=error.message))
+                continue
+            for user, variant in self._users(plan):
+                self.tell(f"trying the probes as `{user}` in the network `{mode}`")
+                yield self._run(variant, made, control, user=user, network=mode, names=_PROBES)
+        self.tell("trying the limits")
+        yield self._limits(made, own)
+
+    def _users(self, plan: LaunchPlan) -> Iterator[tuple[str, LaunchPlan]]:
+        yield self.place.spec.service.user, plan
+        if plan.uid == 0 or plan.chroot:
+            return
+        if plan.ids.kind == "single":
+            self._skip("root inside", "the jail has one id, the service's: nobody is root inside")
+            return
+        yield "root", msgspec.structs.replace(plan, uid=0, gid=0, groups=())
+
+    def _skip(self, what: str, reason: str) -> None:
+        skipped = Skipped(what=what, reason=reason)
+        if skipped not in self.skipped:
+            self.skipped.append(skipped)
+
+    def _limits(self, made: Canaries, network: Network) -> ProbeRun:
+        """The same limits, made small: what is tried is how they are kept, and nothing is used up."""
+        spec = msgspec.structs.replace(self.place.spec, network=network, limits=_small(self.place.spec.limits))
+        plan = self.place.plan(spec)
+        plan = msgspec.structs.replace(plan, mounts=tuple(_small_tmpfs(step) for step in plan.mounts))
+        self.not_limited = plan.cgroup.not_limited if plan.cgroup is not None else ()
+        kept = {missing.limit for missing in self.not_limited}
+        limits = spec.limits
+        told = {
+            "processes": limits.processes if "processes" not in kept else None,
+            "memory": size_bytes(limits.memory) if limits.memory and "memory" not in kept else None,
+            "open_files": limits.open_files,
+            "cpus": limits.cpus if "cpus" not in kept else None,
+        }
+        return self._run(plan, made, None, user=spec.service.user, network=network.mode, names=LIMITS, limits=told)
+
+    def _run(
+        self, plan: LaunchPlan, made: Canaries, control: Control | None, *, user: str, network: str,
+        names: tuple[str, ...], limits: dict[str, Any] | None = None,
+    ) -> ProbeRun:  # fmt: skip
+        plan = self.change(plan)
+        request.write(
+            self.tree, made, place=PLACE, probes=names, granted=plan.capabilities, groups=(plan.gid, *plan.groups),
+            masks=tuple(step.target for step in plan.mounts if isinstance(step, (Bind, Filesystem))
+                        and step.target.startswith("/proc/")),
+            writable=writable(plan), launchers=(contain.warden_path(),), limits=limits,
+            tmpfs=tuple(step.target for step in plan.mounts if isinstance(step, Filesystem) and step.type == "tmpfs"
+                        and step.writable and step.target != "/dev"),
+            volumes=tuple(step.target for step in plan.mounts if isinstance(step, Bind) and step.volume),
+        )  # fmt: skip
+        start = time.monotonic()
+        facts: list[Outside] = []
+        found: list[Finding] = []
+        with terminal() as screen, tempfile.TemporaryFile() as errors, dirty(made):
+            with launched(self.place, plan, self.tree, stdin=screen.slave, stderr=errors.fileno()) as running:
+                assert running.stdout is not None
+
+                def at_ready(_: dict[str, Any]) -> None:
+                    facts.append(observed(running.pid, network=network))
+                    found.extend(truth.differences(plan, running.pid, extra=(PLACE,)))
+
+                seen = conduct(
+                    running.stdout.fileno(), screen, at_ready=at_ready, owner=lambda path: host_uid(running.pid, path)
+                )
+            if not facts:
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                raise WallError(
+                    f"the probes did not start in jail `{self.place.spec.name}`: {said[-1] if said else 'no message'}",
+                    hint="`stockade run` shows whether anything does",
+                )
+        results = judge(seen, outside=facts[0], canaries=made, control=control, names=names)
+        return ProbeRun(
+            walls="jail", user=user, uid=facts[0].uid, network=network, results=(*results, *self._outside(made, names)),
+            differences=tuple(found), seconds=time.monotonic() - start,
+        )  # fmt: skip
+
+    def _outside(self, made: Canaries, names: tuple[str, ...]) -> tuple[ProbeResult, ...]:
+        return () if names is LIMITS else (planted(self.place, made),)
+
+    def _peers(self, compared: list[peers.Peer], made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
+        for peer in compared:
+            why_not = peer.why_not()
+            if why_not:
+                self._skip(peer.name, why_not)
+                continue
+            self.tell(f"trying the probes behind `{peer.name}`")
+            try:
+                yield peers.run(peer, self.place.generation.rootfs, self.tree, made, control=control)[0]
+            except StockadeError as error:
+                self._skip(peer.name, error.message)
+
+
+def _small(limits: Limits) -> Limits:
+    def least(value: Any, small: Any) -> Any:
+        return None if value is None else min(value, small)
+
+    memory = None if limits.memory is None else str(min(size_bytes(limits.memory), _SMALL_MEMORY))
+    return msgspec.structs.replace(
+        limits, memory=memory, processes=least(limits.processes, _SMALL_PROCESSES),
+        open_files=least(limits.open_files, _SMALL_FILES), cpus=least(limits.cpus, _SMALL_CPUS),
+    )  # fmt: skip
+
+
+def _small_tmpfs(step: Any) -> Any:
+    if not isinstance(step, Filesystem) or step.type != "tmpfs" or not step.writable or step.target == "/dev":
+        return step
+    small = {"size": str(_SMALL_TMPFS_BYTES), "nr_inodes": str(_SMALL_INODES)}
+    options = []
+    for option in step.options:
+        key, _, value = option.partition("=")
+        options.append(f"{key}={small[key]}" if key in small and value.isdecimal() else option)
+    return msgspec.structs.replace(step, options=tuple(options))

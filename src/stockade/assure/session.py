@@ -1,0 +1,156 @@
+"""One run of the probes behind one set of walls: the terminal they are given, what they ask, what they report."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pty
+import select
+import time
+import tty
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from stockade.errors import WallError
+from stockade.kernel import capabilities, libc
+
+from .canaries import VARIABLE, Canaries
+
+__all__ = ["Seen", "Terminal", "conduct", "dirty", "terminal"]
+
+#: A group that no account has, to see whether the launcher's own groups are given up.
+GROUP = 64177
+_INHERITED = ("net_raw",)
+_CAPABILITY_VERSION = 0x20080522
+_RUN_S = 60.0
+
+_capget = libc.function("capget", ctypes.c_void_p, ctypes.c_void_p)
+_capset = libc.function("capset", ctypes.c_void_p, ctypes.c_void_p)
+
+
+@dataclass
+class Terminal:
+    """A terminal outside: the probes' standard input. What is pushed into it is seen here."""
+
+    master: int
+    slave: int
+
+    def say(self, line: str) -> None:
+        """Type a line."""
+        os.write(self.master, line.encode() + b"\n")
+
+    def pushed(self) -> bytes:
+        """What stands in the terminal's input and was never typed here."""
+        found = b""
+        while select.select([self.slave], [], [], 0)[0]:
+            piece = os.read(self.slave, 4096)
+            if not piece:
+                break
+            found += piece
+        return found
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Terminal]:
+    """A pair of our own, raw, so that what is read is what was typed."""
+    master, slave = pty.openpty()
+    try:
+        tty.setraw(slave)
+        yield Terminal(master, slave)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@dataclass
+class Seen:
+    """What a run reported: each probe's result, and what stood in the terminal afterwards."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sets: dict[str, int] = field(default_factory=dict)
+    pushed: bytes = b""
+    ended: bool = False
+
+
+@contextlib.contextmanager
+def dirty(canaries: Canaries) -> Iterator[int]:
+    """A launcher's state as careless callers have it: an open directory, a secret, groups, inheritable capabilities.
+
+    Gives the directory's descriptor. Everything is as before afterwards.
+    """
+    descriptor = os.open(canaries.directory, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(descriptor, True)
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = canaries.marks["environment"]
+    groups = os.getgroups()
+    try:
+        if os.geteuid() == 0:
+            os.setgroups([*groups, GROUP])
+            _inherit(capabilities.mask(_INHERITED))
+        yield descriptor
+    finally:
+        if os.geteuid() == 0:
+            _inherit(0)
+            os.setgroups(groups)
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+        os.close(descriptor)
+
+
+def _inherit(mask: int) -> None:
+    """Make `mask` the inheritable set of this thread, as far as it is permitted."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    data = (ctypes.c_uint32 * 6)()
+    libc.check(_capget(header, data), "capget")
+    data[2] = mask & 0xFFFFFFFF & data[1]
+    data[5] = mask >> 32 & data[4]
+    libc.check(_capset(header, data), "capset")
+
+
+def conduct(
+    output: int, terminal: Terminal, *, at_ready: Callable[[dict[str, Any]], None], owner: Callable[[str], str]
+) -> Seen:  # fmt: skip
+    """Lead the probes whose standard output is `output` through their run.
+
+    `at_ready` is called once they are executed and before the first; `owner` answers who owns a file of theirs on
+    the host. WallError when they cannot be started.
+    """
+    seen = Seen()
+    for message in _messages(output):
+        if "ready" in message:
+            seen.sets = message["sets"]
+            at_ready(message)
+            terminal.say("go")
+        elif "ask" in message:
+            terminal.say(owner(message["path"]))
+        elif "id" in message:
+            seen.results[message["id"]] = message
+        elif "done" in message:
+            seen.ended = True
+    seen.pushed = terminal.pushed()
+    return seen
+
+
+def _messages(output: int) -> Iterator[dict[str, Any]]:
+    deadline = time.monotonic() + _RUN_S
+    text = b""
+    while True:
+        while b"\n" not in text:
+            if not select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise WallError(
+                    f"the probes did not end within {_RUN_S:.0f} seconds", hint="stop what keeps the host busy"
+                )
+            piece = os.read(output, 65536)
+            if not piece:
+                return
+            text += piece
+        line, _, text = text.partition(b"\n")
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
