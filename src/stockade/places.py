@@ -10,37 +10,34 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _home(variable: str, fallback: str) -> Path:
-    """An XDG base directory; a relative value is ignored, as the XDG specification demands."""
-    value = os.environ.get(variable, "")
-    if os.path.isabs(value):
-        return Path(value)
-    return Path(os.path.expanduser("~")) / fallback
+def _place(part: str, *, root: str, variable: str, fallback: str) -> Path:
+    """$STOCKADE_HOME/`part` when that is set, else root's place, else the user's below an XDG base directory.
 
-
-def _place(part: str, *, root: str, user: Path) -> Path:
-    """$STOCKADE_HOME/`part` when that is set, else root's place or the user's."""
+    A relative value of `variable` is ignored, as the XDG specification demands.
+    """
     home = os.environ.get("STOCKADE_HOME", "")
     if home:
-        return Path(os.path.abspath(home)) / part
-    return Path(root) if os.geteuid() == 0 else user
+        return Path(f"{os.path.abspath(home)}/{part}")
+    if os.geteuid() == 0:
+        return Path(root)
+    base = os.environ.get(variable, "")
+    return Path(f"{base if os.path.isabs(base) else os.path.expanduser(fallback)}/stockade")
 
 
 def configuration() -> Path:
     """Directory of the owner's specs, `NAME.toml`."""
-    return _place("config", root="/etc/stockade", user=_home("XDG_CONFIG_HOME", ".config") / "stockade")
+    return _place("config", root="/etc/stockade", variable="XDG_CONFIG_HOME", fallback="~/.config")
 
 
 def state() -> Path:
     """Directory of what outlives a boot: jails with their generations, volumes and secrets."""
-    return _place("state", root="/var/lib/stockade", user=_home("XDG_DATA_HOME", ".local/share") / "stockade")
+    return _place("state", root="/var/lib/stockade", variable="XDG_DATA_HOME", fallback="~/.local/share")
 
 
 def run() -> Path:
     """Directory of what does not outlive a boot: one directory for each running jail."""
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    fallback = Path(runtime_dir) if os.path.isabs(runtime_dir) else Path(f"/tmp/stockade-{os.geteuid()}")
-    return _place("run", root="/run/stockade", user=fallback / "stockade")
+    fallback = f"/tmp/stockade-{os.geteuid()}"
+    return _place("run", root="/run/stockade", variable="XDG_RUNTIME_DIR", fallback=fallback)
 
 
 def jails() -> Path:

@@ -19,6 +19,7 @@ from .build.lock import encode as encode_lock
 from .build.secrets import Material, ensure, password_hashes, substitutions
 from .build.seeds import account_seeds, client_seeds, seeds
 from .errors import ExerciseError, ServiceError
+from .kernel import userns
 from .records.closure import Closure, Gap
 from .records.exercise import ExerciseResult
 from .records.generation import Generation
@@ -135,8 +136,8 @@ def _observed(work: _Work) -> Trace:
     spec = work.spec
     files = accounts.merged(spec, accounts.read(), password_hashes(spec, work.materials))
     identity = accounts.identity(spec, files)
-    if os.geteuid() != 0:
-        # An ordinary user observes as itself: it cannot become anybody else outside.
+    if os.geteuid() != 0 and userns.subordinate() is None:
+        # An ordinary user without a range of ids cannot become anybody else.
         identity = msgspec.structs.replace(identity, uid=os.geteuid(), gid=os.getegid(), groups=())
     with work.stage("observe", f"observing `{spec.service.command[0]}` outside a jail"):
         seen = observe.outside(

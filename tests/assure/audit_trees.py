@@ -21,7 +21,7 @@ from stockade.records.report import AuditReport
 from stockade.records.spec import Limits, Service, Spec
 from stockade.records.text import escape
 from stockade.records.trace import Trace
-from stockade.resolve import ldso
+from stockade.resolve import elf, ldso
 
 PLAIN = "root:x:0:0::/nonexistent:/usr/sbin/nologin\n"
 SPEC = Spec(
@@ -41,6 +41,7 @@ class Tree:
     spec: Spec | None = None
     trace: Trace | None = None
     evidence: dict[str, tuple[Evidence, ...]] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
     changes: dict[str, object] = field(default_factory=dict)
     baseline: str | None = None
     after: Callable[[Tree], None] | None = None
@@ -83,17 +84,22 @@ class Tree:
         place.symlink_to(target)
 
     def program(self, name: str) -> str:
-        """Copy a program of the real host with all its libraries; its canonical path."""
+        """Copy a program of the real host with all its libraries, below a merged /usr; its canonical path."""
         found = ldso.closure(str(shutil.which(name)))
+        assert found.interpreter is not None
+        for top in ("lib", "lib64"):
+            self.directory(f"/usr/{top}")
+            self.link(f"/{top}", f"usr/{top}")
         for place in (found.program, found.interpreter, *(library.real for library in found.libraries)):
-            if place is not None:
-                self.write(place, Path(place).read_bytes(), mode=0o555)
+            self.write(place, Path(place).read_bytes(), mode=0o555)
         for library in found.libraries:
             if not self.path(library.path).exists():
-                self.write(library.path, Path(library.real).read_bytes(), mode=0o555)
-        asked = self.path("/lib64/ld-linux-x86-64.so.2")
-        if found.interpreter is not None and not asked.exists():
-            self.link("/lib64/ld-linux-x86-64.so.2", found.interpreter)
+                self.link(library.path, os.path.basename(library.real))
+        asked = elf.read(found.program)
+        assert asked is not None
+        assert asked.interpreter is not None
+        if not os.path.lexists(self.path(asked.interpreter)):
+            self.link(asked.interpreter, found.interpreter)
         return found.program
 
     def lock(self) -> Lock:
@@ -110,6 +116,7 @@ class Tree:
                     path=escape(path), type=kind, mode=stat.S_IMODE(status.st_mode), uid=status.st_uid, gid=status.st_gid,
                     size=len(content), sha256=hashlib.sha256(content).hexdigest() if kind == "file" else "",
                     target=os.readlink(place) if kind == "symlink" else "",
+                    package=self.packages.get(path, ""), package_version="1-1",
                     evidence=self.evidence.get(path, (Evidence(kind="generated"),)),
                 )
             )  # fmt: skip

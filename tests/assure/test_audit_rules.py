@@ -119,8 +119,7 @@ def deep(levels: int) -> Change:
 
 def broken(tree: Tree) -> None:
     tree.program("ls")
-    [library] = [path for path in tree.root.rglob("libselinux.so.1")]
-    library.unlink()
+    next(tree.path("/usr/lib").rglob("libselinux.so.1")).unlink()
 
 
 def working(tree: Tree) -> None:
@@ -129,7 +128,7 @@ def working(tree: Tree) -> None:
 
 def unused_library(tree: Tree) -> None:
     working(tree)
-    [libc] = [path for path in tree.root.rglob("libc.so.6") if "usr" in path.parts]
+    libc = next(tree.path("/usr/lib").rglob("libc.so.6"))
     tree.write(f"/{libc.parent.relative_to(tree.root)}/libz.so.1", next(Path("/usr/lib").rglob("libz.so.1")).read_bytes())
 
 
@@ -141,11 +140,17 @@ def host_package(tree: Tree, files: str, name: str = "sample", version: str = "2
     (tree.host / "etc/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
 
 
+def on_host(tree: Tree, path: str, content: str) -> None:
+    """Put a file on the tree's host."""
+    place = tree.host / path.lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(content)
+
+
 def copied(content: str) -> Change:
     def make(tree: Tree) -> None:
         host_package(tree, "/usr/bin/tool\n")
-        (tree.host / "usr/bin").mkdir(parents=True)
-        (tree.host / "usr/bin/tool").write_text("new")
+        on_host(tree, "/usr/bin/tool", "new")
         tree.write("/usr/bin/tool", content, mode=0o555)
 
     return make
@@ -191,6 +196,7 @@ def tool(path: str, evidence: tuple[Evidence, ...]) -> Change:
         tree.as_jail()
         tree.write(path, "x", mode=0o555)
         tree.evidence[path] = evidence
+        on_host(tree, path, "x")
 
     return make
 
@@ -276,7 +282,7 @@ RULES: dict[str, tuple[Change, Change]] = {
         jail(Trace(where="outside", uids=(33,)), policy=Policy(capabilities=("setuid",))),
     ),
     "CAPABILITY-BROAD": (jail(policy=Policy(capabilities=("sys_admin",))), jail(policy=Policy(capabilities=()))),
-    "SYSCALL-UNUSED": (calls("read", add=("ioprio_set",)), calls("ioprio_set", add=("ioprio_set",))),
+    "SYSCALL-UNUSED": (calls("read", add=("mbind",)), calls("mbind", add=("mbind",))),
     "SYSCALL-UNFILTERED": (calls(preset="none"), calls(preset="strict")),
     "LANDLOCK-OFF": (jail(policy=Policy(landlock=False)), jail()),
     "DEVICE-GRANTED": (jail(policy=Policy(devices=("null", "kvm"))), jail(policy=Policy(devices=("null",)))),
@@ -341,6 +347,20 @@ def test_rule_is_kept_by_the_tree_beside_it(tree: Tree, code: str) -> None:
     assert code not in report.counts, report.findings
 
 
+@pytest.mark.parametrize(("version", "says"), [("2-1", "the host has 2-1 now"), (None, "which the host no longer has")])
+def test_stale_file_of_a_jail_names_its_package_and_both_versions(tree: Tree, version: str | None, says: str) -> None:
+    tree.as_jail()
+    tree.write("/usr/bin/tool", "old", mode=0o555)
+    tree.evidence["/usr/bin/tool"] = USED
+    tree.packages["/usr/bin/tool"] = "sample"
+    if version is not None:
+        host_package(tree, "/usr/bin/tool\n", version=version)
+    on_host(tree, "/usr/bin/tool", "new")
+    [stale] = tree.audit().findings
+    assert (stale.code, stale.path) == ("STALE", "/usr/bin/tool")
+    assert stale.message == f"from sample 1-1, {'and ' if version else ''}{says}: the host's file is another one"
+
+
 @pytest.mark.parametrize("what", KEY)
 def test_each_kind_of_secret_is_recognised_and_never_shown(tree: Tree, what: str) -> None:
     tree.write("/srv/x", "first line\n" + KEY[what])
@@ -373,6 +393,7 @@ def test_reason_of_the_spec_accepts_presence_and_nothing_else(tree: Tree) -> Non
     tree.as_jail(files=msgspec.structs.replace(SPEC.files, reasons={"/usr/bin/dash": "the service's menu"}))
     tree.write("/usr/bin/dash", "x", mode=0o757)
     tree.evidence["/usr/bin/dash"] = UNUSED
+    on_host(tree, "/usr/bin/dash", "x")
     report = tree.audit()
     assert [(accepted.finding.code, accepted.reason, accepted.by) for accepted in report.accepted] == [
         ("SHELL", "the service's menu", "spec")

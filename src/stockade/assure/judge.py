@@ -39,7 +39,6 @@ class Outside:
     namespaces: dict[str, bool]     # by kind: whether it is the host's own
     uid: int                        # as the host counts
     jail_root: tuple[int, int]      # device and inode
-    nodename: str
 
 
 @dataclass
@@ -111,7 +110,7 @@ def _contained(probe: Probe, report: dict[str, Any], seen: Seen, outside: Outsid
         return f"{report['detail']}, in a network of the jail's own"
     if probe.id == "I1":
         if outside.uid != 0 and not outside.namespaces["uts"]:
-            return f"the host's uid {outside.uid}, the host name `{outside.nodename}` is the jail's own"
+            return f"uid {outside.uid} of the host; its own host name, `{evidence['nodename']}`"
         return ""
     if probe.id in _TOPS and tuple(evidence["top"]) == outside.jail_root and not found:
         return "the top is the jail's own root"

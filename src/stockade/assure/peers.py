@@ -34,7 +34,8 @@ PLACE = "/.stockade-probe"
 
 _SCRIPT = Path(__file__).with_name("prepare.sh")
 _PRIVATE = ("unshare", "--mount", "--propagation", "private")
-_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
+_USER = ("setpriv", "--reuid", "64177", "--regid", "64177", "--clear-groups", "--")
+_ON_HOST = "/mnt"
 _END_S = 10.0
 
 
@@ -47,6 +48,13 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     version: tuple[str, ...]
     command: tuple[str, ...]
     caller: Literal["root", "user"]
+    gid: int = 0
+    host_root: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it sees the probes' tree."""
+        return _ON_HOST if self.host_root else PLACE
     source: str
 
     def why_not(self) -> str:
@@ -83,8 +91,8 @@ def run(
     canary. StockadeError where the peer starts nothing.
     """
     names = tuple(name for name in catalogue() if name not in OUTSIDE)
-    request.write(tree, canaries, place=PLACE, probes=names, unknown_storage=True,
-                  groups=(0, 65534),
+    request.write(tree, canaries, place=peer.place, probes=names, unknown_storage=True,
+                  groups=(peer.gid,),
                   launchers=(shutil.which(peer.program) or peer.program,))  # fmt: skip
     start = time.monotonic()
     with _started(peer, rootfs, tree, canaries, populated=populated) as (process, output, screen, errors):
@@ -92,7 +100,7 @@ def run(
         runner: list[int] = []
 
         def at_ready(message: dict[str, int]) -> None:
-            runner.append(find_runner(process.pid, message["ready"], f"{PLACE}/{REQUEST}"))
+            runner.append(find_runner(process.pid, message["ready"], f"{peer.place}/{REQUEST}"))
             facts.append(observed(runner[0], network="private"))
 
         seen = conduct(output, screen, at_ready=at_ready, owner=lambda path: host_uid(runner[0], path))
@@ -138,14 +146,15 @@ def _started(
     """The peer running the probes, with a terminal of ours as its own and a careless launcher's state."""
     base = Path(tempfile.mkdtemp(prefix="stockade-peer-"))
     words = [word.format(root=f"{base}/root") for word in peer.command]
-    become = _NOBODY if peer.caller == "user" and os.geteuid() == 0 else ()
-    command = ["setsid", "-c", *_PRIVATE, "sh", "-eu", os.fspath(_SCRIPT), *become, *words, *tree.run(PLACE)]
+    become = _USER if peer.caller == "user" and os.geteuid() == 0 else ()
+    command = ["setsid", "-c", *_PRIVATE, "sh", "-eu", os.fspath(_SCRIPT), *become, *words, *tree.run(peer.place)]
     try:
         with terminal() as screen, tempfile.TemporaryFile() as errors, dirty(canaries):
             environment = os.environ | {
                 "BASE": str(base), "ROOTFS": str(rootfs), "TREE": str(tree.path), "POPULATED": str(int(populated)),
                 "CANARY": str(canaries.directory), "DISK": _disk_name(),
                 "LAUNCHER": shutil.which(peer.program) or "",
+                "HOST": str(int(peer.host_root)),
             }  # fmt: skip
             process = subprocess.Popen(
                 command, stdin=screen.slave, stdout=subprocess.PIPE, stderr=errors, env=environment, close_fds=False,

@@ -23,7 +23,6 @@ def observed(pid: int, *, network: str) -> Outside:
         },
         uid=int(_fields(pid)["Uid"].split()[0]),
         jail_root=(root.st_dev, root.st_ino),
-        nodename=os.uname().nodename,
     )
 
 

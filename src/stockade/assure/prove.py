@@ -9,7 +9,7 @@ import pwd
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,7 +32,7 @@ from .walls import PLACE, Change, Workplace, launched, workplace, writable
 
 __all__ = ["MODES", "prove"]
 
-MODES = ("none", "private", "host")
+MODES: tuple[Literal["none", "private", "host"], ...] = ("none", "private", "host")
 
 Progress = Callable[[str], None]
 
@@ -50,8 +50,8 @@ def prove(
 
     They run as the service's user and as the jail's root, in each kind of network, and, for comparison, behind the
     programs named in `against`. `change` alters the compiled plan before each launch: how it is shown that a probe
-    reports a wall that is not there. NotFoundError for an unknown name; StateError when nothing was built; WallError when
-    a launch fails.
+    reports a wall that is not there. NotFoundError for an unknown name; StateError when nothing was built; WallError
+    when a launch fails.
     """
     tell = progress or (lambda text: None)
     compared = [peers.named(peer) for peer in against]
@@ -80,8 +80,9 @@ class _Work:
             others = tuple(self._peers(compared, made, control))
         system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
         return Proof(
-            name=self.place.spec.name, generation=self.place.generation.number, kernel=platform.release(), system=system,
-            user=pwd.getpwuid(os.geteuid()).pw_name, runs=runs, peers=others, skipped=tuple(self.skipped),
+            name=self.place.spec.name, generation=self.place.generation.number, system=system,
+            kernel=f"{platform.release()} {platform.machine()}", user=pwd.getpwuid(os.geteuid()).pw_name, runs=runs,
+            peers=others, skipped=tuple(self.skipped),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), not_limited=self.not_limited,
         )  # fmt: skip
 

@@ -137,11 +137,15 @@ def launched(
         for numbers in ((wire.TREE_OWN, _NOSUID | _NODEV | _RDONLY), (wire.TREE_OWN | idmap, _NODEV | _RDONLY))
     )
     if encoded.count(plain) != 1:
-        raise StateError("the compiled plan does not hold the mount of the probes", hint="this is a fault of Stockade's")
+        raise StateError("the plan does not hold the mount of the probes", hint="this is a fault of Stockade's own")
     wrapper = plan.cgroup.wrapper if plan.cgroup is not None else ()
-    (place.path / "wrapper").write_bytes(b"\0".join(os.fsencode(word) for word in (*wrapper, "setsid", "-c")))
-    with contain.launch_generation(
-        place.path, name=place.spec.name, argv=tree.run(PLACE), plan=encoded.replace(plain, honouring), stdin=stdin,
-        stdout=subprocess.PIPE, stderr=stderr,
-    ) as running:  # fmt: skip
-        yield running
+    own_session = place.path / "wrapper"
+    own_session.write_bytes(b"\0".join(os.fsencode(word) for word in (*wrapper, "setsid", "-c")))
+    try:
+        with contain.launch_generation(
+            place.path, name=place.spec.name, argv=tree.run(PLACE), plan=encoded.replace(plain, honouring), stdin=stdin,
+            stdout=subprocess.PIPE, stderr=stderr,
+        ) as running:  # fmt: skip
+            yield running
+    finally:
+        own_session.unlink()

@@ -54,7 +54,9 @@ def communicate(
                 kept[stream.fileno()] = bytearray()
                 selector.register(stream, selectors.EVENT_READ)
         rest = memoryview(data)
-        if running.stdin is not None:
+        if running.stdin is not None and not rest:
+            running.stdin.close()
+        elif running.stdin is not None:
             os.set_blocking(running.stdin.fileno(), False)
             selector.register(running.stdin, selectors.EVENT_WRITE)
         while selector.get_map():

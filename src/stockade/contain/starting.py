@@ -30,8 +30,12 @@ _EPHEMERAL_BYTES = 256 << 20
 def current(name: str) -> Path:
     """Directory of the jail's current generation; NotFoundError where nothing was built."""
     runfiles.directory(name)  # refuses what is no name
-    path = Path(os.path.realpath(places.jail(name) / "current"))
-    if not (path / "plan").is_file():
+    jail = places.jail(name)
+    try:
+        path = jail / os.readlink(jail / "current")
+    except FileNotFoundError:
+        path = jail
+    if not os.path.isfile(path / "plan"):
         raise NotFoundError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
     return path
 

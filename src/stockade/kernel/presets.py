@@ -12,7 +12,7 @@ import msgspec
 
 from ..errors import SpecError
 
-__all__ = ["Group", "Preset", "Rule", "Selection", "groups", "presets", "rules", "select", "words"]
+__all__ = ["Group", "Preset", "Rule", "Selection", "groups", "known", "presets", "refusal", "rules", "select", "words"]
 
 _TABLE = Path(__file__).with_name("presets.toml")
 
@@ -152,7 +152,7 @@ def _expand(listed: Iterable[str], *, add: bool) -> Iterator[tuple[str, str | in
     accepted = words(add=add)
     for word in listed:
         if word not in accepted:
-            raise _refusal(word, place)
+            raise refusal(word, place)
         if word.startswith("@"):
             yield from (("calls", call) for call in groups()[word[1:]].calls)
         elif ":" in word:
@@ -161,7 +161,13 @@ def _expand(listed: Iterable[str], *, add: bool) -> Iterator[tuple[str, str | in
             yield "calls", word
 
 
-def _refusal(word: str, place: str) -> SpecError:
+def known(word: str) -> bool:
+    """Whether `word` is a call, a group, a family or a protocol, whatever a policy may do with it."""
+    return word in group_of() or word in words(add=False)
+
+
+def refusal(word: str, place: str) -> SpecError:
+    """Why `word` cannot stand in the list `place` of a policy, which `words` does not hold."""
     group = groups().get(word.removeprefix("@")) if word.startswith("@") else group_of().get(word)
     if group is not None and group.never:
         return SpecError(

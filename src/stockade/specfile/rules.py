@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-from stockade.kernel import capabilities, syscalls
+from stockade.kernel import capabilities, presets
 from stockade.records import publish
 from stockade.records.spec import Spec
 from stockade.specfile import pathrules
-from stockade.specfile.problem import Place, Problem, key, nearest, table
+from stockade.specfile.problem import Place, Problem, dotted, key, nearest, table
 
 __all__ = ["RULES", "WALLS", "problems"]
 
@@ -88,11 +88,30 @@ def _capabilities(spec: Spec) -> Iterator[Problem]:
 def _system_calls(spec: Spec) -> Iterator[Problem]:
     calls = spec.policy.syscalls
     for name, listed in (("add", calls.add), ("remove", calls.remove)):
-        for call in listed:
-            if call not in syscalls.known():
-                yield _unknown(("policy", "syscalls", name), "system call", call, syscalls.known())
-    for call in sorted(set(calls.add) & set(calls.remove)):
-        yield Problem(("policy", "syscalls", "add"), f"system call `{call}` is both added and removed in `[policy]`")
+        place = ("policy", "syscalls", name)
+        accepted = presets.words(add=name == "add")
+        for word in listed:
+            if word not in accepted and presets.known(word):
+                refused = presets.refusal(word, dotted(place))
+                yield Problem(place, refused.message, refused.hint or "")
+            elif word not in accepted:
+                yield _unknown(place, _kind(word), word, accepted)
+    for word in sorted(set(calls.add) & set(calls.remove)):
+        yield Problem(
+            ("policy", "syscalls", "add"), f"{_kind(word)} `{word}` is both added and removed in `[policy]`"
+        )  # fmt: skip
+    if calls.preset == "none" and (calls.add or calls.remove):
+        yield Problem(
+            ("policy", "syscalls"), "`add` and `remove` in `[policy.syscalls]` change nothing: the preset `none` allows "
+            "every system call", "name another preset, or leave them out",
+        )  # fmt: skip
+
+
+def _kind(word: str) -> str:
+    """What a word of a list of system calls is meant to be."""
+    if word.startswith("@"):
+        return "group of system calls"
+    return {"socket": "socket family", "netlink": "netlink protocol"}.get(word.partition(":")[0], "system call")
 
 
 def _devices(spec: Spec) -> Iterator[Problem]:

@@ -6,12 +6,11 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from stockade.build.generations import caller_ids, on_files
 from stockade.contain import warden_path
 from stockade.errors import HostError
 from stockade.kernel import userns
@@ -56,20 +55,28 @@ def image_of(
     gives the same image. Errors as the file system has them.
     """
     wanted = [*additions, *_guest_files()] if with_init else list(additions)
-    ids = caller_ids()
+    ids = None if os.geteuid() == 0 else userns.subordinate() or userns.Single(uid=0, gid=0)
 
     def fill(disk: Path) -> Image:
         scratch = Path(tempfile.mkdtemp(prefix=".tree-", dir=disk.parent))
         try:
-            on_files(
+            _as_owner(
                 ids, _make, tree, scratch / "root", wanted, list(directories), dict(copies or {}), disk, name, size,
                 ids.count if isinstance(ids, userns.Range) else None,
             )  # fmt: skip
         finally:
-            on_files(ids, _remove, scratch)
+            _as_owner(ids, _remove, scratch)
         return image
 
     return images.add(name, fill)
+
+
+def _as_owner(ids: userns.Range | userns.Single | None, function: Callable[..., None], *arguments: object) -> None:
+    """Call it with the rights over files of `ids`: at once as root, else in a user namespace."""
+    if ids is None:
+        function(*arguments)
+    else:
+        userns.call(function, *arguments, ids=ids)
 
 
 def _guest_files() -> list[Addition]:

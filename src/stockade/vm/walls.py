@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from stockade import places
-from stockade.errors import StockadeError
+from stockade.errors import StateError, StockadeError
 from stockade.kernel import cgroup_plan, cgroups
 from stockade.records.guest import Guest
 from stockade.records.launch import Bind, IdRange
@@ -20,7 +20,7 @@ from stockade.records.spec import Account, Directory, Files, Limits, Policy, Ser
 from .ids import JAIL, STEP
 from .kernels import Kernel
 
-__all__ = ["Around", "around", "jail_of", "specification"]
+__all__ = ["Around", "around", "is_built", "jail_of", "mark_built", "specification"]
 
 PLACE = "/vm"
 _MEMORY = "/tmp"
@@ -75,29 +75,31 @@ def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
 
 
 def jail_of(kernel: Kernel) -> tuple[Path, Lock]:
-    """The current generation of the kernel's jail and its lock, built where it is missing or of another kernel."""
-    place = places.jail(JAIL)
-    stamp = _stamp(kernel)
-    current = place / "current"
-    if not _is_current(current, stamp):
-        from stockade import workflow
-
-        workflow.build(specification(kernel), observe=False, verify=False)
-        (Path(os.path.realpath(current)) / "kernel").write_text(stamp, encoding="utf-8")
-    generation = Path(os.path.realpath(current))
+    """The current generation of the kernel's jail and its lock; StateError where it was not built for this kernel."""
+    if not is_built(kernel):
+        raise StateError(
+            f"the jail around `{kernel.path}` is not built", hint="`stockade guest prepare` builds it"
+        )
+    generation = Path(os.path.realpath(places.jail(JAIL) / "current"))
     return generation, msgspec.json.decode((generation / "lock.json").read_bytes(), type=Lock)
+
+
+def is_built(kernel: Kernel) -> bool:
+    """Whether the jail's current generation was made for the kernel as it is now."""
+    try:
+        return (places.jail(JAIL) / "current" / "kernel").read_text(encoding="utf-8") == _stamp(kernel)
+    except FileNotFoundError:
+        return False
+
+
+def mark_built(kernel: Kernel) -> None:
+    """Keep with the current generation which kernel it was made for."""
+    (places.jail(JAIL) / "current" / "kernel").write_text(_stamp(kernel), encoding="utf-8")
 
 
 def _stamp(kernel: Kernel) -> str:
     status = os.stat(kernel.path)
     return f"{kernel.path} {kernel.version} {status.st_mtime_ns} {status.st_size}\n"
-
-
-def _is_current(current: Path, stamp: str) -> bool:
-    try:
-        return (current / "kernel").read_text(encoding="utf-8") == stamp
-    except FileNotFoundError:
-        return False
 
 
 def _plan(guest: Guest, kernel: Kernel, machine: Path, generation: Path, lock: Lock) -> dict[str, Any]:
