@@ -25,13 +25,13 @@ MAY_IMPORT = {
     "observe": ANYONE,
     "build": ANYONE,
     "contain": ANYONE,
-    "assure": ANYONE | {"resolve"},  # an audit reads ELF files, packages and traces as resolve does
+    "assure": ANYONE | {"build", "contain", "resolve"},  # it judges what these made, through the real launch path
     "vm": ANYONE | {"contain"},  # a guest is one more process behind walls
     "schema": ANYONE,
 }
 """What each part may import of the others."""
 
-COMPOSING = {"__init__", "__main__", "workflow", "trial", "contained", "api", "cli"}
+COMPOSING = {"__init__", "__main__", "workflow", "trial", "contained", "api", "machines", "cli"}
 """What may import everything."""
 
 

@@ -79,34 +79,6 @@ static void report(bool now, const char *format, va_list arguments)
         flush();
 }
 
-/* Whoever reads the status waits for one of these; a line before them would only wake the reader while the launch
- * needs the processor. Of a jail in the background everything is told at once: nobody else has its pids. */
-static bool is_awaited(const char *line)
-{
-    static const char *const words[] = {"exec ", "gated", "failed ", "exit ", "signal "};
-
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strncmp(line, words[i], strlen(words[i])) == 0)
-            return true;
-    return self.settings->detach;
-}
-
-static void report(const char *line, size_t length)
-{
-    if (self.settings->status < 0)
-        return;
-    if (self.held_length + length > sizeof self.held) {
-        tell(self.settings->status, self.held, self.held_length);
-        self.held_length = 0;
-    }
-    memcpy(self.held + self.held_length, line, length);
-    self.held_length += length;
-    if (is_awaited(line)) {
-        tell(self.settings->status, self.held, self.held_length);
-        self.held_length = 0;
-    }
-}
-
 void say(const char *format, ...)
 {
     va_list arguments;

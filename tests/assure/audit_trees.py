@@ -93,8 +93,8 @@ class Tree:
         for place in (found.program, found.interpreter, *(library.real for library in found.libraries)):
             self.write(place, Path(place).read_bytes(), mode=0o555)
         for library in found.libraries:
-            if not self.path(library.path).exists():
-                self.link(library.path, os.path.basename(library.real))
+            if not os.path.lexists(self.path(library.path)):
+                self.link(library.path, library.real)
         asked = elf.read(found.program)
         assert asked is not None
         assert asked.interpreter is not None

@@ -34,7 +34,7 @@ PLACE = "/.stockade-probe"
 
 _SCRIPT = Path(__file__).with_name("prepare.sh")
 _PRIVATE = ("unshare", "--mount", "--propagation", "private")
-_USER = ("setpriv", "--reuid", "64177", "--regid", "64177", "--clear-groups", "--")
+_USER = ("setpriv", "--reuid", "64178", "--regid", "64178", "--clear-groups", "--")
 _ON_HOST = "/mnt"
 _END_S = 10.0
 

@@ -8,8 +8,8 @@ mount -o remount,bind,ro "$BASE/tree"
 for file in passwd group; do
     cp "/etc/$file" "$BASE/$file"
 done
-echo 'stockade-peer:x:64177:64177::/tmp:/bin/sh' >> "$BASE/passwd"
-echo 'stockade-peer:x:64177:' >> "$BASE/group"
+echo 'stockade-peer:x:64178:64178::/tmp:/bin/sh' >> "$BASE/passwd"
+echo 'stockade-peer:x:64178:' >> "$BASE/group"
 for file in passwd group; do
     mount --bind "$BASE/$file" "/etc/$file"
 done
@@ -17,11 +17,12 @@ if [ "$HOST" = 1 ]; then
     mount --bind "$BASE/tree" /mnt
     mkdir "$BASE/canary"
     mount --bind "$CANARY" "$BASE/canary"
+    cd "$BASE"
     for place in /tmp /var/tmp /dev/shm; do
         mount -t tmpfs -o mode=1777 stockade "$place"
     done
     mkdir -p "$CANARY"
-    mount --bind "$BASE/canary" "$CANARY"
+    mount --bind canary "$CANARY"
     cd /
     exec "$@"
 fi

@@ -127,8 +127,6 @@ class Running:
 
     def kill(self) -> None:
         """End the jail at once: with PID 1 the kernel ends every process in it."""
-        if self._state.supervisor is None and self._warden is not None and not self._detached:
-            os.kill(self._warden, signals.SIGKILL)  # nothing was reported yet; PID 1 does not outlive its launcher
         self._let_go()
         target = self._state.init or self._state.service
         if target is not None and runfiles.is_alive(target):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ..records.trace import Access, Execution, Operation, Socket, Trace
 from .calls import CALLS, CREATING, IDENTITIES, OWNERS, PERMISSIONS, Call
+from .recorded import Recorded
 from .syntax import (
     ADDRESSES,
     CHANGED,
@@ -33,6 +34,7 @@ from .syntax import (
     result_of,
     unescape,
 )
+from .usage import calls_seen
 
 __all__ = ["Recorded", "parse", "read"]
 
@@ -40,21 +42,6 @@ _CALLS = {name: (call, re.compile(", ".join(PIECES[kind] for kind in call.layout
 
 #: Calls that only look: the same one again by the same process says nothing new.
 _LOOKING = frozenset(("read", "stat", "readlink", "list", "exec", "chdir", "connect"))
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One run of strace: its files are PREFIX.PID in the directory.
-
-    `pid` is the first process as strace numbers it, `skip` how many programs it executed before the
-    service's own (what set it up), `directory` where the service began.
-    """
-
-    prefix: str
-    pid: int
-    skip: int = 0
-    directory: str = "/"
-
 
 @dataclass
 class _Place:
@@ -190,6 +177,7 @@ def parse(
         uids=tuple(sorted(state.ids["uid"])),
         gids=tuple(sorted(state.ids["gid"])),
         syscalls=tuple(sorted(state.names)) if names else (),
+        calls=calls_seen(lines, recorded) if names else (),
     )
 
 

@@ -71,6 +71,21 @@ class Socket(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+class CallSeen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way in which a system call was made, and how it ended.
+
+    `error` is the errno name where that may tell of a refusal, "" for success and every other error. `arguments` are
+    the leading ones as numbers, for calls of which walls look at the arguments, else (). `path` is the first path of a
+    call with an `error`, as it was given. The call `""` with the error "SIGSYS" is one that ended its process.
+    """
+
+    name: str
+    error: str = ""
+    arguments: tuple[int, ...] = ()
+    path: str = ""
+    count: int = 1
+
+
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one observed run did. `where` tells the host's view from the built jail."""
 
@@ -81,4 +96,5 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     uids: tuple[int, ...] = ()      # ids switched to (setuid family) or given files to (chown family)
     gids: tuple[int, ...] = ()
     syscalls: tuple[str, ...] = ()  # names of all system calls seen, sorted
+    calls: tuple[CallSeen, ...] = ()  # how they were made, where all of them were recorded
     seconds: float = 0.0

@@ -102,8 +102,8 @@ def _system_calls(spec: Spec) -> Iterator[Problem]:
         )  # fmt: skip
     if calls.preset == "none" and (calls.add or calls.remove):
         yield Problem(
-            ("policy", "syscalls"), "`add` and `remove` in `[policy.syscalls]` change nothing: the preset `none` allows "
-            "every system call", "name another preset, or leave them out",
+            ("policy", "syscalls"), "`add` and `remove` in `[policy.syscalls]` change nothing: the preset `none` "
+            "allows every system call", "name another preset, or leave them out",
         )  # fmt: skip
 
 

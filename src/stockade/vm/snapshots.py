@@ -19,7 +19,7 @@ from stockade.records.guest import Guest, Snapshot
 
 from . import archive, control, cow, images, sparse, store
 
-__all__ = ["clone", "create", "export", "held", "import_", "latest_good", "load", "names", "remove", "restore"]
+__all__ = ["checked", "clone", "create", "export", "held", "import_", "latest_good", "load", "names", "remove", "restore"]
 
 _EXPORTED = ("snapshot.json", "disk.cow")
 _SYNC_S = 20.0
@@ -111,7 +111,7 @@ def _sweep(guest: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _checked(guest: str, snapshot: Snapshot) -> Path:
+def checked(guest: str, snapshot: Snapshot) -> Path:
     """The snapshot's disk, if it is still what was kept."""
     disk = directory(guest, snapshot.name) / "disk.cow"
     if sparse.digest(disk) != snapshot.digest:
@@ -129,7 +129,7 @@ def restore(guest: str, name: str) -> Guest:
     """
     record = store.load(guest)
     snapshot = load(guest, name)
-    disk = _checked(guest, snapshot)
+    disk = checked(guest, snapshot)
     with store.locked(guest, running=f"`stockade guest stop {guest}` first, or use `--stop`"):
         store.replace_disk(store.machine(guest), disk, record.uid, record.gid)
     return record
@@ -141,7 +141,7 @@ def clone(guest: str, name: str, *, snapshot: str = "", **settings: object) -> G
     image = images.load(record.image)
     kept = {"memory": record.memory, "walls": record.walls, "kernel": record.kernel, "booted": record.booted}
     if snapshot:
-        source = _checked(guest, load(guest, snapshot))
+        source = checked(guest, load(guest, snapshot))
         return store.create(name, image, disk_from=source, parent=guest, **{**kept, **settings})
     with held(record):
         return store.create(name, image, disk_from=store.disk(guest), parent=guest, **{**kept, **settings})
@@ -168,7 +168,7 @@ def latest_good(guest: str) -> str:
 
 def export(guest: str, name: str, target: Path) -> str:
     """Write a snapshot to the archive `target`, without its image; returns the archive's SHA-256."""
-    _checked(guest, load(guest, name))
+    checked(guest, load(guest, name))
     archive.pack(directory(guest, name), _EXPORTED, target)
     return sparse.file_sha256(target)
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import platform
 import signal
+import stat
 from typing import Any, NoReturn
 
 from stockade.contain import wire
@@ -37,6 +38,7 @@ class Machine:
         self.ended = False
         self._child = pid
         self._leash = leash
+        self.least = 1 << 20
 
     def reap(self) -> None:
         """See whether it has ended."""
@@ -68,9 +70,11 @@ class Machine:
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 for number in os.listdir(f"/proc/{pid}/fd"):
-                    name = os.readlink(f"/proc/{pid}/fd/{number}")
-                    if "vm_file-" in name and name.endswith("(deleted)"):
-                        return f"/proc/{pid}/fd/{number}"
+                    path = f"/proc/{pid}/fd/{number}"
+                    if os.readlink(path).endswith(" (deleted)"):
+                        status = os.stat(path)
+                        if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and status.st_size >= self.least:
+                            return path
         return ""
 
 

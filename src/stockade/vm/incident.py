@@ -1,0 +1,149 @@
+"""After a break-in: freeze the guest where it is, keep evidence, put back a clean state, hand out copies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from stockade import places
+from stockade.errors import StateError
+from stockade.records.guest import Change, EvidenceFile, EvidenceManifest, Guest
+from stockade.records.text import escape
+
+from . import archive, changes, control, cow, images, snapshots, sparse, store
+
+__all__ = ["changes_of", "clones", "evidence", "freeze", "thaw"]
+
+_RECORDS = ("guest.json", "console.log", "console.log.1", "uml.log", "keeper.log", "last.json")
+_MAPS_MOST = 64 << 20
+
+
+def freeze(guest: str) -> None:
+    """Stop every processor of the running guest where it is; what it held stays in memory. StateError when it does not run."""
+    control.request(guest, "freeze")
+
+
+def thaw(guest: str) -> None:
+    """Let a frozen guest go on."""
+    control.request(guest, "thaw")
+
+
+def evidence(guest: str, target: Path, *, memory: bool = True) -> EvidenceManifest:
+    """Write all that there is of a guest to the new archive `target`.
+
+    The disk as its copy-on-write file, the memory of a running guest and its kernel's own, the console, Stockade's
+    records, and what differs from the clean image. A running guest stands still while it is copied, and a frozen one
+    stays frozen. FileExistsError when there is such an archive; nothing half made stays.
+    """
+    record = store.load(guest)
+    image = images.load(record.image)
+    scratch = Path(tempfile.mkdtemp(prefix=".evidence-", dir=places.guest(guest)))
+    try:
+        with snapshots.held(record, sync=False) as (state, file):
+            frozen = time.time()
+            store.copy_disk(store.disk(guest), scratch / "disk.cow", os.geteuid(), os.getegid())
+            if state == "running" and memory:
+                _copy_memory(file, scratch / "memory")
+                _copy_kernel(control.request(guest, "status")["pid"], scratch)
+        for name in _RECORDS:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(places.guest(guest) / name, scratch / name)
+        shutil.copyfile(places.images() / image.name / "image.json", scratch / "image.json")
+        found: list[Change] = []
+        new: tuple[str, ...] = ()
+        compared = True
+        try:
+            found, new = _compare(scratch / "disk.cow", images.file(image.name), scratch)
+        except StateError as error:
+            # A file system that was made unreadable is evidence too.
+            compared = False
+            (scratch / "not-compared").write_text(f"{error.message}\n", encoding="utf-8")
+        files = tuple(
+            EvidenceFile(name=path.name, bytes=path.stat().st_size, sha256=sparse.file_sha256(path))
+            for path in sorted(scratch.iterdir())
+        )
+        manifest = EvidenceManifest(
+            guest=guest, image=image.name, image_sha256=image.sha256, frozen=frozen, written=time.time(),
+            host=socket.gethostname(), files=files, changes=tuple(found), accounts=new, compared=compared,
+        )  # fmt: skip
+        store.write_record(scratch / "manifest.json", manifest)
+        archive.pack(scratch, ["manifest.json", *(file.name for file in files)], target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return manifest
+
+
+def _compare(disk: Path, base: Path, scratch: Path) -> tuple[list[Change], tuple[str, ...]]:
+    header = cow.check(disk, base)
+    with changes.merged(disk, base, scratch) as whole:
+        found = changes.compare(base, whole, list(cow.written_sectors(disk, header)))
+        found = [msgspec.structs.replace(change, path=escape(change.path)) for change in found]
+        return found, changes.new_accounts(base, whole)
+
+
+def changes_of(guest: str) -> list[Change]:
+    """What differs from the clean image on the guest's disk as it is now; a running guest is synced first."""
+    record = store.load(guest)
+    with tempfile.TemporaryDirectory(prefix=".compare-", dir=places.guest(guest)) as scratch:
+        copy = Path(scratch) / "disk.cow"
+        with snapshots.held(record):
+            store.copy_disk(store.disk(guest), copy, os.geteuid(), os.getegid())
+        return _compare(copy, images.file(record.image), Path(scratch))[0]
+
+
+def _copy_memory(path: str, target: Path) -> None:
+    """The guest's physical memory: the file without a name that UML maps."""
+    if not path:
+        raise StateError("the guest's memory cannot be found", hint="`--no-memory` leaves it out")
+    with open(path, "rb", buffering=0) as source, open(target, "xb", buffering=0) as copy:
+        sparse.copy(source.fileno(), copy.fileno())
+
+
+def _copy_kernel(pid: int, scratch: Path) -> None:
+    """What the kernel's own process has beside that: its data and stacks, with a list of where they lay."""
+    lines = []
+    written = 0
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps, \
+            open(f"/proc/{pid}/mem", "rb", buffering=0) as source, open(scratch / "kernel", "xb") as copy:  # fmt: skip
+        for line in maps:
+            addresses, rights, *rest = line.split(maxsplit=5)
+            start, end = (int(text, 16) for text in addresses.split("-"))
+            if not rights.startswith("rw") or rights[3] == "s" or written + end - start > _MAPS_MOST:
+                continue
+            with contextlib.suppress(OSError):
+                data = os.pread(source.fileno(), end - start, start)
+                copy.write(data)
+                written += len(data)
+                lines.append(f"{addresses} {rights} {len(data)} {rest[-1].strip() if len(rest) == 4 else ''}".rstrip())
+    (scratch / "kernel.maps").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def clones(guest: str, count: int, *, snapshot: str = "", prefix: str = "") -> Iterator[Guest]:
+    """Make `count` guests from one state, without a network, each with a disk of its own: one for each analyst."""
+    record = store.load(guest)
+    known = set(store.names())
+    number = 0
+    with tempfile.TemporaryDirectory(prefix=".clones-", dir=places.guest(guest)) as scratch:
+        source = Path(scratch) / "disk.cow"
+        if snapshot:
+            source = snapshots.checked(guest, snapshots.load(guest, snapshot))
+        else:
+            with snapshots.held(record):
+                store.copy_disk(store.disk(guest), source, os.geteuid(), os.getegid())
+        image = images.load(record.image)
+        for _ in range(count):
+            number += 1
+            while (name := f"{prefix or guest}-{number}") in known:
+                number += 1
+            yield store.create(
+                name, image, disk_from=source, parent=guest, memory=record.memory, walls=record.walls,
+                kernel=record.kernel, booted=record.booted,
+            )  # fmt: skip
