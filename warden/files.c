@@ -19,7 +19,8 @@
 bool is_files_command(const char *name)
 {
     return strcmp(name, "@read") == 0 || strcmp(name, "@write") == 0 || strcmp(name, "@list") == 0 ||
-           strcmp(name, "@sync") == 0;
+           strcmp(name, "@sync") == 0 ||
+           strcmp(name, "@mkdir") == 0;
 }
 
 static int copy(int from, int to)
@@ -128,6 +129,8 @@ int files_command(char *const *argv)
         error = read_file(argv[1]);
     else if (strcmp(argv[0], "@write") == 0 && argv[2] != NULL)
         error = write_file_whole(argv[1], argv[2]);
+    else if (strcmp(argv[0], "@mkdir") == 0)
+        error = mkdir(argv[1], 0755) == 0 ? 0 : errno;
     else if (strcmp(argv[0], "@list") == 0)
         error = lstat(argv[1], &status) != 0 ? errno : list(argv[1], status.st_dev, 0);
     if (fflush(stdout) != 0 && error == 0)

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-/* Carries out `@read PATH`, `@write PATH MODE`, `@list PATH` or `@sync` on standard input and output and returns the exit
+/* Carries out `@read PATH`, `@write PATH MODE`, `@list PATH`, `@mkdir PATH` or `@sync` on standard input and output and returns the exit
  * status: 0, or an errno. */
 int files_command(char *const *argv);
 

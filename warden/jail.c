@@ -149,7 +149,18 @@ static bool reap(pid_t service, bool forks, bool *ended, int *status)
     return *ended && (!forks || *status != 0 || (pid < 0 && errno == ECHILD));
 }
 
-static _Noreturn void keep_house(const struct settings *settings, int lifeline, pid_t service)
+/* Nobody reads the log's pipe any more: without a reader the service would get SIGPIPE, or stand still. */
+static bool drop_output(int drain)
+{
+    char bytes[4096];
+    ssize_t got;
+
+    while ((got = read(drain, bytes, sizeof bytes)) > 0)
+        continue;
+    return got < 0 && (errno == EAGAIN || errno == EINTR);
+}
+
+static _Noreturn void keep_house(const struct settings *settings, int lifeline, int drain, pid_t service)
 {
     struct pollfd watched = {.fd = lifeline};
     sigset_t open;
@@ -162,7 +173,10 @@ static _Noreturn void keep_house(const struct settings *settings, int lifeline, 
         if (ppoll(&watched, 1, NULL, &open) > 0) {
             if (settings->lifeline)
                 _exit(EXIT_WALLS); /* with PID 1 the kernel ends every process of the jail */
-            watched.fd = -1;
+            if (watched.fd == lifeline)
+                watched = (struct pollfd){.fd = drain, .events = POLLIN};
+            else if (!drop_output(drain))
+                watched.fd = -1;
         }
     }
     /* A supervisor that is gone does not ask for the status. */
@@ -171,19 +185,22 @@ static _Noreturn void keep_house(const struct settings *settings, int lifeline, 
     _exit(0);
 }
 
-/* PID 1 keeps nothing that jail root could want: one socket, and the right to signal any uid of the jail. */
-static void lay_down_rights(int lifeline)
+/* PID 1 keeps nothing that jail root could want: one socket, at most the end of a pipe, and the right to signal any
+ * uid of the jail. */
+static void lay_down_rights(int lifeline, int drain)
 {
+    const int kept[] = {lifeline, drain};
+
     for (unsigned long capability = 0; capability < CAPABILITY_LIMIT; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0)
             break;
     capabilities_limit(1U << CAPABILITY_KILL, false);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         fail("no_new_privs", "PID 1");
-    keep_only(&lifeline, 1);
+    keep_only(kept, 2);
 }
 
-_Noreturn void jail_main(const struct plan *plan, const struct settings *settings, int channel, int lifeline)
+_Noreturn void jail_main(const struct plan *plan, const struct settings *settings, int channel, int lifeline, int drain)
 {
     const size_t expected = tree_count(plan);
     const bool own_trees = settings->map_way != MAP_DIRECT;
@@ -213,6 +230,11 @@ _Noreturn void jail_main(const struct plan *plan, const struct settings *setting
         fail("fork", "service");
     if (service == 0)
         service_main(plan, settings, channel, false);
-    lay_down_rights(lifeline);
-    keep_house(settings, lifeline, service);
+    if (settings->lifeline) {
+        if (drain >= 0)
+            close(drain);
+        drain = -1;
+    }
+    lay_down_rights(lifeline, drain);
+    keep_house(settings, lifeline, drain, service);
 }

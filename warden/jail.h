@@ -6,8 +6,9 @@
 #include "settings.h"
 
 /* The first process in the new namespaces. Its ids are not mapped until the launcher says so on `channel`.
- * `lifeline` is all that it keeps. */
-_Noreturn void jail_main(const struct plan *plan, const struct settings *settings, int channel, int lifeline);
+ * All that it keeps is
+ * `lifeline`, and of a jail that outlives its supervisor `drain`, the read end of its output (else -1). */
+_Noreturn void jail_main(const struct plan *plan, const struct settings *settings, int channel, int lifeline, int drain);
 
 /* Signals that the supervisor and PID 1 pass on. */
 extern const int forwarded_signals[];

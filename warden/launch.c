@@ -27,7 +27,14 @@
 #define MAP_LINES 340 /* the kernel's limit (user_namespaces(7)) */
 #define BATCH 60
 
+static const int standard[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
+
 static int tell_channel = -1; /* in a child: where its failures go */
+
+/* The child's ends; -1: none. `drain` is the other end of `output`, for when nobody else reads it any more. */
+struct ends {
+    int channel, lifeline, output, drain;
+};
 
 static void child_failed(int error, const char *step, const char *object)
 {
@@ -38,34 +45,47 @@ static void child_failed(int error, const char *step, const char *object)
 }
 
 /* What a child of the launcher keeps: standard streams, its ends of the sockets, what the service is to get. */
-static void become_child(const struct plan *plan, const struct settings *settings, int channel, int lifeline,
-                         int output)
+static void become_child(const struct plan *plan, const struct settings *settings, const struct ends *ends)
 {
-    int kept[MESSAGE_FDS] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, channel, lifeline, settings->gate};
+    int kept[MESSAGE_FDS] = {STDIN_FILENO,   STDOUT_FILENO,  STDERR_FILENO, ends->channel,
+                             ends->lifeline, settings->gate, ends->drain};
 
-    tell_channel = channel;
+    tell_channel = ends->channel;
     failure_hook = child_failed;
-    if (output >= 0 && (dup2(output, STDOUT_FILENO) < 0 || dup2(output, STDERR_FILENO) < 0))
+    if (ends->output >= 0 && (dup2(ends->output, STDOUT_FILENO) < 0 || dup2(ends->output, STDERR_FILENO) < 0))
         fail("descriptors", "output");
-    keep_only(kept, 6 + settings_passed(plan, kept + 6, MESSAGE_FDS - 6));
+    keep_only(kept, 7 + settings_passed(plan, kept + 7, MESSAGE_FDS - 7));
 }
 
+/* What only the service and the helpers need; a jail that is started anew gives it to each life. */
 static void close_given(const struct plan *plan, const struct settings *settings)
 {
     int fds[MESSAGE_FDS];
-    const size_t count = settings_passed(plan, fds, MESSAGE_FDS);
+    size_t count = settings_passed(plan, fds, MESSAGE_FDS);
 
-    for (size_t i = 0; i < count; i++)
-        close(fds[i]);
     if (settings->gate >= 0)
         close(settings->gate);
+    if (settings->restart != NULL)
+        return;
+    count += settings_helpers(plan, fds + count, MESSAGE_FDS - count);
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
+}
+
+/* One that is this jail's alone must not bring limits along that a killed supervisor left. */
+static void make_cgroup(const struct record *record)
+{
+    if (mkdir(record->data, 0755) == 0 || (errno == EEXIST && !is_removed(record)))
+        return;
+    if (errno != EEXIST || rmdir(record->data) != 0 || mkdir(record->data, 0755) != 0)
+        fail("cgroup", record->data);
 }
 
 static void prepare_outside(const struct plan *plan)
 {
     for (const struct record *record = plan->records; record < plan->records + plan->count; record++) {
-        if (record->op == OP_CGROUP_DIR && mkdir(record->data, 0755) != 0 && errno != EEXIST)
-            fail("cgroup", record->data);
+        if (record->op == OP_CGROUP_DIR)
+            make_cgroup(record);
         if (record->op == OP_WRITE && !write_file(record->data, plan_string(record, record->data)))
             fail("write", record->data);
         if (is_removed(record))
@@ -112,7 +132,8 @@ static void refuse_host_root(const struct plan *plan)
         }
 }
 
-static void run(char *const *argv, const char *step)
+/* The command keeps the standard streams and `kept`: with the state file it would hold the jail's lock after its end. */
+static void run(char *const *argv, const char *step, const int *kept, size_t count)
 {
     int status;
     const pid_t pid = fork();
@@ -121,6 +142,8 @@ static void run(char *const *argv, const char *step)
         fail(step, argv[0]);
     if (pid == 0) {
         sigset_t none;
+        failure_hook = NULL;
+        keep_only(kept, count);
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
         signal(SIGPIPE, SIG_DFL);
@@ -151,7 +174,7 @@ static void run_map_helper(const struct plan *plan, pid_t pid, uint64_t kind, co
             argv[used++] = (char *)(uintptr_t)decimal(numbers[i], texts[texts_used++]);
     }
     argv[used] = NULL;
-    run(argv, "id map");
+    run(argv, "id map", standard, 3);
 }
 
 static void map_ids(const struct plan *plan, const struct settings *settings, pid_t pid)
@@ -231,8 +254,13 @@ static void raise_limits(const struct plan *plan, pid_t pid)
 /* Things outside that need the new namespaces, as a network helper does; `{pid}` stands for PID 1. */
 static void run_helpers(const struct plan *plan, pid_t pid)
 {
+    int kept[MESSAGE_FDS] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
+    const size_t count = 3 + settings_helpers(plan, kept + 3, MESSAGE_FDS - 3);
     const struct record *record = NULL;
 
+    /* What a helper leaves in the background becomes the supervisor's child, which sees it end. */
+    if (plan_next(plan, OP_HELPER, NULL) != NULL && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
+        fail("helper", "subreaper");
     while ((record = plan_next(plan, OP_HELPER, record)) != NULL) {
         char **argv = plan_strings(record);
         for (size_t i = 0; argv[i] != NULL; i++) {
@@ -244,48 +272,45 @@ static void run_helpers(const struct plan *plan, pid_t pid)
                 fail("memory", "");
             argv[i] = filled;
         }
-        run(argv, "helper");
+        run(argv, "helper", kept, count);
     }
-    int fds[MESSAGE_FDS];
-    const size_t count = settings_helpers(plan, fds, MESSAGE_FDS);
-    for (size_t i = 0; i < count; i++)
-        close(fds[i]);
 }
 
 /* The launch's sockets and the log's pipe; the ends for the child are given back through the arguments. */
-static struct child open_channels(const struct plan *plan, bool own_pid1, int *channel, int *lifeline, int *output)
+static struct child open_channels(const struct plan *plan, bool own_pid1, struct ends *theirs)
 {
     struct child child = {.lifeline = -1, .output = -1};
     const int yes = 1;
     int ends[2];
 
+    *theirs = (struct ends){-1, -1, -1, -1};
     channel_pair(ends);
     child.channel = ends[0];
-    *channel = ends[1];
+    theirs->channel = ends[1];
     if (setsockopt(child.channel, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) != 0)
         fail("channel", "SO_PASSCRED");
-    *lifeline = *output = -1;
     if (own_pid1) {
         channel_pair(ends);
         child.lifeline = ends[0];
-        *lifeline = ends[1];
+        theirs->lifeline = ends[1];
     }
     if (log_open(plan)) {
         if (pipe2(ends, O_CLOEXEC) != 0 || fcntl(ends[0], F_SETFL, O_NONBLOCK) != 0)
             fail("log", "pipe");
         child.output = ends[0];
-        *output = ends[1];
+        theirs->output = ends[1];
+        theirs->drain = own_pid1 ? ends[0] : -1;
     }
     return child;
 }
 
-static void close_ends(int channel, int lifeline, int output)
+static void close_ends(const struct ends *theirs)
 {
-    close(channel);
-    if (lifeline >= 0)
-        close(lifeline);
-    if (output >= 0)
-        close(output);
+    close(theirs->channel);
+    if (theirs->lifeline >= 0)
+        close(theirs->lifeline);
+    if (theirs->output >= 0)
+        close(theirs->output);
 }
 
 /* The parent leaves at once, so whoever started it has no zombie to wait for. */
@@ -301,16 +326,30 @@ static void go_to_background(void)
         fail("detach", "setsid");
 }
 
-int launch(const struct plan *plan, const struct settings *settings)
+/* Two instances of a jail share no control group: each has a number in its name. */
+static void name_instance(struct plan *plan, const struct settings *settings)
+{
+    char text[24];
+    const char *instance = settings->instance != NULL ? settings->instance : decimal((uint64_t)getpid(), text);
+
+    plan_fill(plan, "{instance}", instance);
+    note("instance %s", instance);
+}
+
+int launch(struct plan *plan, const struct settings *settings)
 {
     const bool jail = settings->chroot == NULL;
-    int channel, lifeline, output;
+    const struct record *again = plan_last(plan, OP_AGAIN);
+    struct ends ends;
 
-    if (settings->detach)
+    if (settings->detach && again == NULL)
         go_to_background();
     supervisor_begin(plan, settings);
     note_process("supervisor", getpid());
-    struct child child = open_channels(plan, jail, &channel, &lifeline, &output);
+    if (settings->restart != NULL && again == NULL)
+        note("restarts 0");
+    name_instance(plan, settings);
+    struct child child = open_channels(plan, jail, &ends);
     prepare_outside(plan);
     /* In there setgroups is denied, and root's groups must not go along. */
     if (settings->single && geteuid() == 0 && setgroups(0, NULL) != 0)
@@ -320,14 +359,13 @@ int launch(const struct plan *plan, const struct settings *settings)
     if (child.pid < 0)
         fail("namespaces", "clone");
     if (child.pid == 0) {
-        become_child(plan, settings, channel, lifeline, output);
+        become_child(plan, settings, &ends);
         if (jail)
-            jail_main(plan, settings, channel, lifeline);
-        service_main(plan, settings, channel, true);
+            jail_main(plan, settings, ends.channel, ends.lifeline, ends.drain);
+        service_main(plan, settings, ends.channel, true);
     }
     supervisor_owns(&child);
-    close_ends(channel, lifeline, output);
-    close_given(plan, settings);
+    close_ends(&ends);
     note_process("init", child.pid);
     join_cgroups(plan, child.pid);
     if (jail) {
@@ -338,14 +376,16 @@ int launch(const struct plan *plan, const struct settings *settings)
         if (settings->map_way == MAP_DIRECT)
             send_trees(plan, settings, child.pid, child.channel);
     }
+    close_given(plan, settings);
     if (settings->detach)
         close_standard();
     return supervise(&child);
 }
 
-int enter(const struct plan *plan, const struct settings *settings)
+int enter(struct plan *plan, const struct settings *settings)
 {
-    int channel, lifeline, output, joined[16];
+    int joined[16];
+    struct ends ends;
     const struct record *record = NULL;
     struct message go;
     size_t count = 0;
@@ -353,7 +393,8 @@ int enter(const struct plan *plan, const struct settings *settings)
 
     supervisor_begin(plan, settings);
     note_process("supervisor", getpid());
-    struct child child = open_channels(plan, false, &channel, &lifeline, &output);
+    name_instance(plan, settings);
+    struct child child = open_channels(plan, false, &ends);
     /* Opened while the host's tree can still be reached. */
     while ((record = plan_next(plan, OP_CGROUP_JOIN, record)) != NULL && count < 16) {
         joined[count] = open(record->data, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -369,14 +410,14 @@ int enter(const struct plan *plan, const struct settings *settings)
     if (child.pid < 0)
         fail("fork", "command");
     if (child.pid == 0) {
-        become_child(plan, settings, channel, lifeline, output);
-        if (!channel_receive(channel, &go))
+        become_child(plan, settings, &ends);
+        if (!channel_receive(ends.channel, &go))
             _exit(EXIT_WALLS);
         become_jail_root(settings);
-        service_main(plan, settings, channel, true);
+        service_main(plan, settings, ends.channel, true);
     }
     supervisor_owns(&child);
-    close_ends(channel, lifeline, output);
+    close_ends(&ends);
     close_given(plan, settings);
     for (size_t i = 0; i < count; i++) {
         if (!write_all(joined[i], text, strlen(decimal((uint64_t)child.pid, text))))

@@ -6,9 +6,9 @@
 #include "settings.h"
 
 /* Starts a jail (or a plain chroot) and supervises it; returns the exit status to pass on. */
-int launch(const struct plan *plan, const struct settings *settings);
+int launch(struct plan *plan, const struct settings *settings);
 
 /* Runs the command in the namespaces of a running jail, behind the same walls. */
-int enter(const struct plan *plan, const struct settings *settings);
+int enter(struct plan *plan, const struct settings *settings);
 
 #endif

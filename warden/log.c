@@ -3,9 +3,11 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "report.h"
@@ -16,6 +18,7 @@ static struct {
     int fd;
     uint64_t size, most;
     unsigned keep;
+    bool in_line; /* what was written last did not end its line */
 } file = {.fd = -1};
 
 static bool reopen(void)
@@ -68,6 +71,28 @@ void log_write(const char *bytes, size_t length)
         rotate();
     if (file.fd >= 0 && write_all(file.fd, bytes, length))
         file.size += length;
+    file.in_line = length > 0 && bytes[length - 1] != '\n';
+}
+
+void log_line(const char *format, ...)
+{
+    char line[4096];
+    const time_t seconds = time(NULL);
+    struct tm utc;
+    va_list arguments;
+
+    if (gmtime_r(&seconds, &utc) == NULL)
+        return;
+    size_t used = file.in_line ? 1 : 0;
+    line[0] = '\n';
+    used += strftime(line + used, 64, "%Y-%m-%dT%H:%M:%SZ stockade: ", &utc);
+    va_start(arguments, format);
+    const int size = vsnprintf(line + used, sizeof line - used - 1, format, arguments);
+    va_end(arguments);
+    if (size > 0)
+        used += (size_t)size < sizeof line - used - 1 ? (size_t)size : sizeof line - used - 2;
+    line[used++] = '\n';
+    log_write(line, used);
 }
 
 void log_datagram(const char *bytes, size_t length)

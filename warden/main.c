@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "again.h"
 #include "attend.h"
 #include "forward.h"
 #include "guest.h"
@@ -58,7 +59,8 @@ static void run_from_sealed_copy(char *const *argv)
     fail("seal", "exec");
 }
 
-static void read_plan(struct plan *plan, const char *name)
+/* Returns the descriptor that it was read from. */
+static int read_plan(struct plan *plan, const char *name)
 {
     char *end;
     const long number = strtol(name, &end, 10);
@@ -74,7 +76,27 @@ static void read_plan(struct plan *plan, const char *name)
     const char *why = plan_parse(plan, bytes, length);
     if (why != NULL)
         fail("plan", why);
-    close(fd);
+    return fd;
+}
+
+/* A further life of the jail begins with the same plan and fragment; what a supervisor leaves to itself is read once. */
+static void read_plans(struct plan *plan, int count, char **names)
+{
+    int sources[AGAIN_SOURCES];
+
+    for (int i = 0; i < count; i++) {
+        const int fd = read_plan(plan, names[i]);
+        if (i < AGAIN_SOURCES)
+            sources[i] = fd;
+        else
+            close(fd);
+    }
+    const int given = count < AGAIN_SOURCES ? count : AGAIN_SOURCES;
+    if (plan_last(plan, OP_RESTART) != NULL && plan_last(plan, OP_DETACH) != NULL)
+        again_from(sources, (size_t)given);
+    else
+        for (int i = 0; i < given; i++)
+            close(sources[i]);
 }
 
 /* Descriptors beyond those that the plan names are somebody's mistake, and a way out for the jail. */
@@ -85,6 +107,8 @@ static void keep_named(const struct plan *plan, const struct settings *settings)
 
     size_t count = 8 + settings_passed(plan, kept + 8, MESSAGE_FDS - 8);
     count += settings_helpers(plan, kept + count, MESSAGE_FDS - count);
+    count += settings_kept(plan, kept + count, MESSAGE_FDS - count);
+    count += again_sources(kept + count, MESSAGE_FDS - count);
     keep_only(kept, count);
 }
 
@@ -111,14 +135,13 @@ int main(int argc, char **argv)
         return forward(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "attend") == 0)
         return attend(argc - 2, argv + 2);
-    if (argc < 2 || argc > 3) {
+    if (argc < 2 || argc > 2 + AGAIN_SOURCES) {
         dprintf(STDERR_FILENO, "usage: warden PLAN [FRAGMENT-FD]\n");
         return EXIT_WALLS;
     }
     open_standard();
     run_from_sealed_copy(argv);
-    for (int i = 1; i < argc; i++)
-        read_plan(&plan, argv[i]);
+    read_plans(&plan, argc - 1, argv + 1);
     settings_read(&settings, &plan, directory_of(argv[1]));
     remember_arguments(argc, argv);
     keep_named(&plan, &settings);

@@ -73,6 +73,10 @@ static const struct shape {
     [OP_READONLY] = {STRING, {TREES, 0, 0, 0}},
     [OP_LOG_SOCKET] = {STRING, {0, 0, 0, 0}},
     [OP_HELPER_FD] = {NOTHING, {FD, 0, 0, 0}},
+    [OP_RESTART] = {NOTHING, {RESTART_ALWAYS, INT32_MAX, INT32_MAX, INT32_MAX}},
+    [OP_AGAIN] = {NOTHING, {UINT32_MAX, INT32_MAX, INT32_MAX, 0}},
+    [OP_KEEP] = {NOTHING, {FD, 0, 0, 0}},
+    [OP_INSTANCE] = {STRING, {0, 0, 0, 0}},
 };
 
 static bool ends_in_nul(const struct record *record)
@@ -195,6 +199,38 @@ const char *plan_string(const struct record *record, const char *string)
     const char *next = string + strlen(string) + 1;
 
     return next < record->data + record->size ? next : NULL;
+}
+
+static bool names_path_outside(const struct record *record)
+{
+    return record->op == OP_CGROUP_DIR || record->op == OP_WRITE || record->op == OP_CGROUP_JOIN;
+}
+
+static void fill(struct record *record, const char *mark, const char *value)
+{
+    const size_t mark_length = strlen(mark), value_length = strlen(value);
+    char *filled = malloc(record->size * (value_length + 1));
+    size_t length = 0;
+
+    if (filled == NULL)
+        fail("memory", "");
+    for (size_t at = 0; at < record->size;)
+        if (record->size - at >= mark_length && memcmp(record->data + at, mark, mark_length) == 0) {
+            memcpy(filled + length, value, value_length);
+            length += value_length;
+            at += mark_length;
+        } else {
+            filled[length++] = record->data[at++];
+        }
+    record->data = filled;
+    record->size = (uint32_t)length;
+}
+
+void plan_fill(struct plan *plan, const char *mark, const char *value)
+{
+    for (size_t i = 0; i < plan->count; i++)
+        if (names_path_outside(&plan->records[i]))
+            fill(&plan->records[i], mark, value);
 }
 
 char **plan_strings(const struct record *record)

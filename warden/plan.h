@@ -68,9 +68,17 @@ enum op {
     OP_READONLY = 46,     /* path to remount read-only; a: enum tree_flag */
     OP_LOG_SOCKET = 47,   /* path of a datagram socket that feeds the log */
     OP_HELPER_FD = 48,    /* a: fd that the helpers get; the jail does not */
+    OP_RESTART = 49,      /* a: enum restart_when; b: first delay; c: longest; d: a life after which it is the first
+                             again, all in ms; only for what goes on in the background */
+    OP_AGAIN = 50,        /* a: restarts so far; b: delay before this one, in ms; c: where the state file's own lines
+                             begin. From a supervisor to itself */
+    OP_KEEP = 51,         /* a: fd that the supervisor holds as long as it lives */
+    OP_INSTANCE = 52,     /* what `{instance}` in paths of control groups stands for; default: the supervisor's pid */
 };
 
 enum map_way { MAP_DIRECT = 0, MAP_HELPERS = 1, MAP_SINGLE = 2 };
+
+enum restart_when { RESTART_ON_FAILURE = 1, RESTART_ALWAYS = 2 };
 
 enum tree_flag {
     TREE_OWN = 1,       /* no symlink may lie on the source */
@@ -103,6 +111,9 @@ const struct record *plan_next(const struct plan *plan, enum op op, const struct
 
 /* The string after `string` in the record's payload, or NULL after the last. */
 const char *plan_string(const struct record *record, const char *string);
+
+/* Puts `value` for every `mark` in the records that name paths outside; exits through fail() without memory. */
+void plan_fill(struct plan *plan, const char *mark, const char *value);
 
 /* The payload's strings as a NULL-terminated vector; exits through fail() without memory. */
 char **plan_strings(const struct record *record);

@@ -65,7 +65,10 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
         .chroot = string(plan, OP_CHROOT),
         .base = string(plan, OP_BASE),
         .ephemeral = number(plan, OP_EPHEMERAL, 0),
+        .instance = string(plan, OP_INSTANCE),
     };
+    if (settings->detach)
+        settings->restart = plan_last(plan, OP_RESTART);
     if (settings->base == NULL)
         settings->base = base;
     settings->single = settings->map_way == MAP_SINGLE;
@@ -98,4 +101,9 @@ size_t settings_passed(const struct plan *plan, int *fds, size_t room)
 size_t settings_helpers(const struct plan *plan, int *fds, size_t room)
 {
     return descriptors(plan, OP_HELPER_FD, fds, room);
+}
+
+size_t settings_kept(const struct plan *plan, int *fds, size_t room)
+{
+    return descriptors(plan, OP_KEEP, fds, room);
 }

@@ -20,6 +20,8 @@ struct settings {
     const char *directory, *chroot; /* NULL: none */
     const char *base;               /* where relative sources start */
     uint64_t ephemeral;             /* bytes, 0: volumes are kept */
+    const char *instance;           /* NULL: the supervisor's pid */
+    const struct record *restart;   /* NULL: one life */
 };
 
 /* `base` is used where the plan names none. Fails with EINVAL where a record that every launch needs is missing. */
@@ -27,6 +29,9 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
 
 /* The descriptors that the service gets beyond 0, 1 and 2, as numbered outside; returns how many. */
 size_t settings_passed(const struct plan *plan, int *fds, size_t room);
+
+/* The descriptors that the supervisor holds, likewise. */
+size_t settings_kept(const struct plan *plan, int *fds, size_t room);
 
 /* The descriptors that the helpers get, likewise. */
 size_t settings_helpers(const struct plan *plan, int *fds, size_t room);

@@ -16,12 +16,16 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "again.h"
 #include "jail.h"
 #include "log.h"
 #include "report.h"
 #include "util.h"
 
 #define REPORT_LINE (MESSAGE_TEXT + 128)
+
+#define HELPER_MS 2000
+#define HELPER_TURN_MS 50
 
 enum watched { SIGNALS, CHANNEL, OUTPUT, SYSLOG, MASTER, INPUT, LEASH, WATCHED };
 
@@ -49,7 +53,7 @@ void supervisor_owns(const struct child *child)
 
 static void tell(int fd, const char *line, size_t length)
 {
-    if (fd >= 0 && !write_all(fd, line, length) && errno != EPIPE && errno != ENOSPC)
+    if (fd >= 0 && !write_all(fd, line, length) && errno != EPIPE && errno != ENOSPC && errno != EAGAIN)
         _exit(EXIT_WALLS); /* not a descriptor of ours: the caller broke its own plan */
 }
 
@@ -143,6 +147,8 @@ static void remove_leftovers(void)
     }
 }
 
+static void wait_for_helpers(void);
+
 static void restore_terminal(void)
 {
     if (self.raw)
@@ -197,9 +203,15 @@ static void launcher_failed(int error, const char *step, const char *object)
         kill(self.child, SIGKILL);
         while (waitpid(self.child, NULL, 0) < 0 && errno == EINTR)
             continue;
+        self.child = 0;
+        wait_for_helpers();
     }
     restore_terminal();
     snprintf(self.failed_line, sizeof self.failed_line, "failed %d %s: %s", error, step, object);
+    if (plan_last(self.plan, OP_AGAIN) != NULL && again_wanted(self.settings, true)) {
+        remove_leftovers();
+        again(self.settings, self.failed_line, self.watched[SIGNALS].fd);
+    }
     say("%s", self.failed_line);
     remove_leftovers();
     explain_failure(error, step, object);
@@ -213,6 +225,7 @@ void supervisor_begin(const struct plan *plan, const struct settings *settings)
     self.plan = plan;
     self.settings = settings;
     self.child_channel = -1;
+    again_begin(plan, settings);
     failure_hook = launcher_failed;
     self.proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (self.proc < 0)
@@ -220,6 +233,7 @@ void supervisor_begin(const struct plan *plan, const struct settings *settings)
     sigaction(SIGPIPE, &ignore, NULL);
     sigemptyset(&read_later);
     sigaddset(&read_later, SIGCHLD);
+    sigaddset(&read_later, SIGPWR);
     for (size_t i = 0; i < forwarded_count; i++)
         sigaddset(&read_later, forwarded_signals[i]);
     if (sigprocmask(SIG_SETMASK, &read_later, NULL) != 0)
@@ -355,11 +369,27 @@ static void read_signals(void)
 
     while (read(self.watched[SIGNALS].fd, &information, sizeof information) == (ssize_t)sizeof information) {
         const int number = (int)information.ssi_signo;
+        if (again_ends(number))
+            again_never();
         if (number == SIGWINCH && self.watched[MASTER].fd >= 0)
             copy_window_size();
-        else if (number != SIGCHLD)
+        else if (number != SIGCHLD && number != SIGPWR && self.child > 0)
             kill(self.child, number);
     }
+}
+
+/* Helpers end with PID 1. A published port must be free again once the jail is said to have ended. */
+static void wait_for_helpers(void)
+{
+    struct pollfd signals = {.fd = self.watched[SIGNALS].fd, .events = POLLIN};
+    int left = HELPER_MS / HELPER_TURN_MS;
+    pid_t pid;
+
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0 || (pid == 0 && left-- > 0))
+        if (pid == 0) {
+            poll(&signals, 1, HELPER_TURN_MS);
+            read_signals();
+        }
 }
 
 /* Every process of the jail is gone: what it wrote last is in the pipes. */
@@ -402,6 +432,7 @@ static void serve(void)
 
 static int finish(const struct child *child, int status)
 {
+    char ended[32];
     int own;
 
     drain();
@@ -410,12 +441,40 @@ static int finish(const struct child *child, int status)
         recv(child->lifeline, &own, sizeof own, MSG_DONTWAIT) == (ssize_t)sizeof own)
         status = own;
     restore_terminal();
+    wait_for_helpers();
     if (WIFSIGNALED(status))
-        say("signal %d", WTERMSIG(status));
+        snprintf(ended, sizeof ended, "signal %d", WTERMSIG(status));
     else
-        say("exit %d", WEXITSTATUS(status));
+        snprintf(ended, sizeof ended, "exit %d", WEXITSTATUS(status));
+    if (again_wanted(self.settings, status != 0)) {
+        remove_leftovers();
+        again(self.settings, ended, self.watched[SIGNALS].fd);
+    }
+    say("%s", ended);
     remove_leftovers();
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Whether the child has ended. Anything else that ends before it is a helper that was to serve it: whatever a helper
+ * leaves in the background becomes the supervisor's. */
+static bool reap(pid_t child, int *status)
+{
+    pid_t pid, lost = 0;
+    int one;
+    bool ended = false;
+
+    while ((pid = waitpid(-1, &one, WNOHANG)) > 0)
+        if (pid == child) {
+            ended = true;
+            *status = one;
+        } else {
+            lost = pid;
+        }
+    if (lost != 0 && !ended) {
+        say("helper %d", (int)lost);
+        log_line("network helper %d has ended: what it carried is cut off until the jail is restarted", (int)lost);
+    }
+    return ended;
 }
 
 int supervise(const struct child *child)
@@ -431,8 +490,7 @@ int supervise(const struct child *child)
         if (poll(self.watched, WATCHED, -1) < 0 && errno != EINTR)
             fail("supervise", "poll");
         serve();
-        const pid_t ended = waitpid(child->pid, &status, WNOHANG);
-        if (ended == child->pid)
+        if (reap(child->pid, &status))
             break;
     }
     self.child = 0;

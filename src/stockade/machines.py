@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +12,21 @@ from pathlib import Path
 import msgspec
 
 from . import workflow
+from .contain import warden_path
 from .contain.starting import current
-from .errors import NotFoundError, SpecError
+from .errors import NotFoundError, SpecError, StateError
 from .records.guest import Guest, NetworkMode
 from .records.image import Image
 from .records.publish import Published, parse
 from .records.spec import Spec
-from .vm import images, jails, kernels, store, walls
+from .vm import control, images, jails, kernels, store, walls
 from .vm.start import Started, start
 
-__all__ = ["guest_of_jail", "image_of_jail", "prepare", "start_guest", "start_jail"]
+__all__ = ["discard", "guest_of_jail", "image_of_jail", "prepare", "start_guest", "start_jail"]
 
 Progress = Callable[[str], None]
+_END_S = 15.0
+_STEP_S = 0.02
 
 
 def prepare(around: Sequence[str], kernel: str = "", progress: Progress = lambda _: None) -> None:
@@ -69,10 +74,6 @@ def image_of_jail(jail: str, name: str = "", *, size: int | None = None, progres
 
 def _stamp(generation: Path) -> str:
     """What an image of this generation depends on, in short."""
-    import hashlib
-
-    from .contain import warden_path
-
     parts = [(generation / file).read_bytes() for file in ("lock.json", "spec.json")]
     status = os.stat(warden_path())
     parts.append(f"{generation.name} {status.st_mtime_ns} {status.st_size}".encode())
@@ -111,3 +112,18 @@ def start_jail(
     except BaseException:
         store.remove(name)
         raise
+
+
+def discard(name: str) -> None:
+    """End the guest `name`, if it runs, and remove it."""
+    with contextlib.suppress(StateError):
+        control.request(name, "kill")
+    end = time.monotonic() + _END_S
+    while True:
+        try:
+            store.remove(name)
+            return
+        except StateError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_STEP_S)

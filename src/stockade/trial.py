@@ -28,17 +28,24 @@ __all__ = ["Trial", "try_inside"]
 TRIAL_VOLUMES = ".trial-volumes"
 _LOG_TAIL = 64 * 1024
 _MOST_OUTPUT = 1 << 20
+_END_SECONDS = 10.0
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a run inside showed. `failure` is why the service never became ready, None when it did."""
+    """What a run inside showed. `failure` is why the service never became ready, None when it did.
+
+    `status` is that of a service that ended by itself, None for one that ran until it was stopped. `stopped`: it
+    ended when it was told to, and did not have to be killed.
+    """
 
     trace: Trace
     exercises: tuple[ExerciseResult, ...]
     failure: ServiceError | None
     log: str
+    status: int | None = None
+    stopped: bool = True
 
     @property
     def passed(self) -> bool:
@@ -55,21 +62,27 @@ def try_inside(
     client_seeds: Sequence[Seed],
     substitutions: Mapping[str, str],
     progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> Trial:
     """Run the jail in `generation`, committed or not, with volumes and a network of its own that vanish afterwards.
 
     The walls are those of the jail; only the network is always a private one without ports outside, so that a trial
-    disturbs no service that runs. WallError when the launch fails.
+    disturbs no service that runs. `scratch` is the directory for its plan and volumes (default: the generation, which
+    must not be committed yet). WallError when the launch fails.
     """
     trial_spec = msgspec.structs.replace(spec, network=Network(mode="private"))
     ids = contain.for_jail(spec.name)
-    plan = contain.compile_plan(trial_spec, lock, generation=generation, volumes=generation / TRIAL_VOLUMES, ids=ids)
+    scratch = generation if scratch is None else scratch
+    made = scratch / TRIAL_VOLUMES
+    plan = contain.compile_plan(trial_spec, lock, generation=generation, volumes=made, ids=ids)
     instance = f"{spec.name}@{os.getpid()}"
-    volumes = _volumes(generation, lock, ids=ids, uid=plan.uid, gid=plan.gid, store=store)
+    volumes = _volumes(generation, lock, made, ids=ids, uid=plan.uid, gid=plan.gid, store=store)
     with volumes, os.fdopen(os.memfd_create("log"), "rb", buffering=0) as log:
-        (generation / "plan").write_bytes(contain.encode(plan))
+        (scratch / "plan").write_bytes(contain.encode(plan))
+        # With its command named the launch publishes no port.
         with contain.launch_generation(
-            generation, name=instance, gate=True, stdin=subprocess.DEVNULL, stdout=log.fileno(), stderr=log.fileno()
+            generation, name=instance, argv=plan.argv, plan=contain.encode(plan), gate=True, stdin=subprocess.DEVNULL,
+            stdout=log.fileno(), stderr=log.fileno(),
         ) as jail:
             seen = observe.inside(
                 spec,
@@ -78,22 +91,24 @@ def try_inside(
                 release=jail.release,
                 alive=lambda: _exists(jail.init_pid),
                 log=lambda: _tail(log.fileno()),
-                run_inside=lambda command, text, timeout_s: _outcome(
-                    _behind_the_walls(generation, jail, command), text, timeout_s
+                run_inside=lambda command, text, timeout_s, attach: _outcome(
+                    _behind_the_walls(generation, jail, command, scratch / "plan"), text, timeout_s, attach
                 ),
                 client_seeds=client_seeds,
                 substitutions=substitutions,
                 as_uid0_of=None if os.geteuid() == 0 else jail.pid,
                 progress=progress,
-                syscalls=False,
             )
-    return Trial(seen.trace, seen.exercises, seen.failure, seen.log)
+            status = jail.wait(_END_SECONDS) if seen.ended else None
+    stopped = seen.seconds["stop"] < spec.service.stop_timeout_s
+    return Trial(seen.trace, seen.exercises, seen.failure, seen.log, status, stopped)
 
 
 @contextmanager
-def _volumes(generation: Path, lock: Lock, *, ids: contain.IdRange, uid: int, gid: int, store: Store) -> Iterator[None]:
+def _volumes(
+    generation: Path, lock: Lock, volumes: Path, *, ids: contain.IdRange, uid: int, gid: int, store: Store
+) -> Iterator[None]:
     """Volumes for one trial, with what the rootfs has at their place."""
-    volumes = generation / TRIAL_VOLUMES
     prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=uid, gid=gid)
     try:
         yield
@@ -111,15 +126,21 @@ def _tail(descriptor: int) -> str:
     return os.pread(descriptor, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode("utf-8", "replace")
 
 
-def _behind_the_walls(generation: Path, jail: contain.Running, command: Sequence[str]) -> contain.Running:
+def _behind_the_walls(
+    generation: Path, jail: contain.Running, command: Sequence[str], plan: Path
+) -> contain.Running:
     """Run a command in the running jail, or, when its service was a command that has ended, in one of its own."""
     if _exists(jail.init_pid):
-        return contain.enter(jail.instance, command, **PIPES)
-    return contain.launch_generation(generation, name=jail.name, argv=command, **PIPES)
+        return contain.enter(jail.instance, command, gate=True, plan=plan, **PIPES)
+    return contain.launch_generation(
+        generation, name=jail.name, argv=command, plan=plan.read_bytes(), gate=True, **PIPES
+    )  # fmt: skip
 
 
-def _outcome(started: contain.Running, text: bytes, timeout_s: float) -> Outcome:
-    """What came of a started command, after `timeout_s` seconds at most."""
+def _outcome(started: contain.Running, text: bytes, timeout_s: float, attach: observe.Attach) -> Outcome:
+    """What came of a command that waits at its gate, under observation, after `timeout_s` seconds at most."""
     with started as running:
+        attach(running.pid)
+        running.release()
         output = communicate(running, text, timeout_s=timeout_s, most_bytes=_MOST_OUTPUT)
     return Outcome(status=output.status, stdout=output.stdout, stderr=output.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,23 +11,28 @@ from pathlib import Path
 import msgspec
 
 from . import contain, observe, resolve
-from .build import accounts, from_lock
+from .build import accounts, from_lock, require_ids
 from .build import build as build_rootfs
-from .build.generations import Store, sweep_removed
+from .build.generations import Store
+from .build.leftovers import attempt, sweep
 from .build.lock import encode as encode_lock
 from .build.secrets import Material, ensure, password_hashes, substitutions
 from .build.seeds import account_seeds, client_seeds, seeds
+from .contain.compile import PATH
+from .contain.identity import Account
 from .errors import ExerciseError, ServiceError
 from .kernel import userns
+from .observe.service import must_stay
 from .records.closure import Closure, Gap
 from .records.exercise import ExerciseResult
-from .records.generation import Generation
+from .records.generation import EXERCISES, Generation
 from .records.lock import Lock
 from .records.report import BuildReport, ExerciseLine, NewSecret, Round
 from .records.spec import Spec
 from .records.text import portable
 from .records.trace import Trace
 from .resolve.capabilities import CANDIDATES, candidates
+from .resolve.rules import rules
 from .trial import Trial, try_inside
 
 __all__ = ["build", "build_from_lock"]
@@ -56,7 +60,7 @@ class _Work:
     spec: Spec
     store: Store
     progress: Progress
-    known_secrets: frozenset[str]
+    shown_secrets: frozenset[str]
     materials: Mapping[str, Material]
     package_of: Callable[[str], tuple[str, str] | None]
     stages: dict[str, float] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class _Work:
     gaps: list[Gap] = field(default_factory=list)
     capabilities: tuple[str, ...] = ()
     results: tuple[ExerciseResult, ...] = ()
+    ends: bool = False
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
@@ -86,6 +91,11 @@ def build(
     is not tried. `progress` is told what is done now. Raises ServiceError and ExerciseError when the service works
     neither outside nor inside, other StockadeErrors as the stages do; the generation before stays as it was.
     """
+    with attempt(Store(spec.name)):
+        return _build(spec, observe=observe, verify=verify, progress=progress)
+
+
+def _build(spec: Spec, *, observe: bool, verify: bool, progress: Progress | None) -> BuildReport:
     work = _begin(spec, progress)
     trace = _observed(work) if observe else None
     if trace is not None and spec.service.user == "root":
@@ -111,44 +121,98 @@ def build_from_lock(lock: Lock, spec: Spec, *, verify: bool = True, progress: Pr
 
     BuildError where a file of the host is not the one that was locked.
     """
-    work = _begin(spec, progress)
-    generation = from_lock(
-        lock, spec, store=work.store, secrets=work.materials, package_of=work.package_of, progress=work.progress,
-        finish=lambda path, made: _finish(work, path, made, None, None, verify=verify),
-    )  # fmt: skip
-    return _report(work, generation, Closure())
+    with attempt(Store(spec.name)):
+        work = _begin(spec, progress)
+        with work.stage("build", f"building the root with {len(lock.entries)} entries"):
+            generation = from_lock(
+                lock, spec, store=work.store, secrets=work.materials, package_of=work.package_of,
+                progress=work.progress, finish=lambda path, made: _finish(work, path, made, None, None, verify=verify),
+            )  # fmt: skip
+        return _report(work, generation, Closure())
 
 
 def _begin(spec: Spec, progress: Progress | None) -> _Work:
+    start = time.monotonic()
     tell = progress or (lambda text: None)
     tell(f"building `{spec.name}`")
     store = Store(spec.name)
-    sweep_removed(store.ids)
-    store.sweep()
-    known = frozenset(os.listdir(store.secrets)) if store.secrets.is_dir() else frozenset[str]()
+    sweep()
+    contain.running()  # it sweeps what killed trials left at run time
+    shown = _shown_secrets(store)
     materials = ensure(spec, store.secrets)
     packages = resolve.PackageIndex.load()
-    return _Work(spec, store, tell, known, materials, packages.owner)
+    stages = {"prepare": time.monotonic() - start}
+    return _Work(spec, store, tell, shown, materials, packages.owner, stages, ends=not must_stay(spec))
+
+
+def _shown_secrets(store: Store) -> frozenset[str]:
+    """Names of the secrets that builds which ended well have shown."""
+    built = (store.generation(number).path / "spec.json" for number in store.generations())
+    specs = (msgspec.json.decode(path.read_bytes(), type=Spec) for path in built)
+    return frozenset(name for spec in specs for name in spec.secrets)
 
 
 def _observed(work: _Work) -> Trace:
     """The trace of a run outside, in a view of the host."""
     spec = work.spec
-    files = accounts.merged(spec, accounts.read(), password_hashes(spec, work.materials))
+    resolve.require_command(spec)
+    host = accounts.read()
+    files = accounts.merged(spec, host, password_hashes(spec, work.materials))
     identity = accounts.identity(spec, files)
-    if os.geteuid() != 0 and userns.subordinate() is None:
-        # An ordinary user without a range of ids cannot become anybody else.
-        identity = msgspec.structs.replace(identity, uid=os.geteuid(), gid=os.getegid(), groups=())
-    with work.stage("observe", f"observing `{spec.service.command[0]}` outside a jail"):
+    require_ids(identity, work.store)
+    with (
+        _ordinary_hint(work.store, outside=True),
+        work.stage("observe", f"observing `{spec.service.command[0]}` outside a jail"),
+    ):
         seen = observe.outside(
             spec,
             seeds=[*account_seeds(files), *seeds(spec, work.materials, files)],
             client_seeds=client_seeds(spec, work.materials),
             substitutions=substitutions(spec, work.materials),
             identity=observe.Identity(identity.uid, identity.gid, identity.groups),
+            environment=_environment(spec, host, identity.uid),
             progress=work.progress,
         )
+    work.ends = seen.status is not None and not spec.service.forks
     return seen.trace
+
+
+def _environment(spec: Spec, host: accounts.HostAccounts, uid: int) -> dict[str, str]:
+    """What the service will find in its environment inside. A person's home on this host is none of its business."""
+    homes = {user.home for user in host.users if not rules().in_home.covers(f"{user.home}/x")}
+    users = accounts.sanitised(spec, host, uids=(uid,), gids=(), password_hashes={}, paths=homes).users
+    name = spec.service.user
+    user = next((user for user in users if name in (user.name, str(user.uid))), None)
+    account = Account(uid=uid, gid=0) if user is None else Account(
+        uid=uid, gid=user.gid, name=user.name, home=user.home, shell=user.shell
+    )  # fmt: skip
+    return {"PATH": PATH, **account.variables(), **spec.service.environment}
+
+
+@contextmanager
+def _ordinary_hint(store: Store, *, outside: bool) -> Iterator[None]:
+    """Have what fails tell an ordinary user what root could do."""
+    try:
+        yield
+    except ServiceError as error:
+        cure = _ordinary_cure(store, outside=outside)
+        if cure:
+            error.hint = f"{error.hint}; {cure}" if error.hint else cure
+        raise
+
+
+def _ordinary_cure(store: Store, *, outside: bool) -> str:
+    """What may help an ordinary user with a service that fails outside or inside; "" if nothing would."""
+    match store.ids:
+        case userns.Single():
+            return f"where several ids are needed, you need a range of them: {userns.range_cure()}"
+        case userns.Range() if outside:
+            return (
+                "where root's rights over this host are needed, build it as root, and then here from that jail's lock: "
+                f"`stockade build {store.name} --lock FILE`"
+            )
+        case _:
+            return ""
 
 
 def _attempt(work: _Work, closure: Closure, trace: Trace | None, *, verify: bool) -> Generation:
@@ -176,8 +240,11 @@ def _finish(
             work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
         if work.spec.policy.capabilities == "auto" and lock.capabilities != CANDIDATES and not trial.passed:
             raise _Refused
-        _accept(trial)
+        with _ordinary_hint(work.store, outside=False):
+            _accept(trial, observed=trace is not None)
         work.results = trial.exercises
+        passed = [result.name for result in trial.exercises]
+        (path / EXERCISES).write_bytes(msgspec.json.encode(passed))
         if work.spec.policy.capabilities == "auto":
             with work.stage("capabilities", "finding the capabilities that it can do without"):
                 lock = _least(work, path, lock)
@@ -202,18 +269,19 @@ def _least(work: _Work, path: Path, lock: Lock) -> Lock:
     return lock
 
 
-def _accept(trial: Trial) -> None:
-    """ServiceError or ExerciseError unless everything worked inside."""
+def _accept(trial: Trial, *, observed: bool) -> None:
+    """ServiceError or ExerciseError unless everything worked inside. `observed`: it did outside."""
+    where = "works outside, not in its jail" if observed else "does not work in its jail"
     if trial.failure is not None:
         raise ServiceError(
-            f"the service works outside, not in its jail: {trial.failure.message}",
+            f"the service {where}: {trial.failure.message}",
             hint=trial.failure.hint, log=trial.log,
         )  # fmt: skip
     for result in trial.exercises:
         if not result.passed:
             said = (result.stderr.strip() or result.stdout.strip()).splitlines()
             raise ExerciseError(
-                f"exercise `{result.name}` works outside, not in the jail: {result.reason}",
+                f"exercise `{result.name}` {where}: {result.reason}",
                 hint=f"it said: {said[-1]}" if said else "`-v` shows the service's log", log=trial.log,
             )  # fmt: skip
 
@@ -240,8 +308,9 @@ def _report(work: _Work, generation: Generation, closure: Closure) -> BuildRepor
                 kept=str(work.store.secrets / name / "value"),
             )
             for name, material in sorted(work.materials.items())
-            if name not in work.known_secrets
+            if name not in work.shown_secrets
         ),
+        ends=work.ends,
     )
 
 

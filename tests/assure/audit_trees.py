@@ -59,7 +59,9 @@ class Tree:
     def path(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
-    def write(self, path: str, content: str | bytes = "", *, mode: int = 0o444, owner: tuple[int, int] = (0, 0)) -> Path:
+    def write(
+        self, path: str, content: str | bytes = "", *, mode: int = 0o444, owner: tuple[int, int] = (0, 0)
+    ) -> Path:
         """Put a file into the tree."""
         place = self.path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +115,9 @@ class Tree:
             content = place.read_bytes() if kind == "file" else b""
             entries.append(
                 LockEntry(
-                    path=escape(path), type=kind, mode=stat.S_IMODE(status.st_mode), uid=status.st_uid, gid=status.st_gid,
-                    size=len(content), sha256=hashlib.sha256(content).hexdigest() if kind == "file" else "",
+                    path=escape(path), type=kind, mode=stat.S_IMODE(status.st_mode), uid=status.st_uid,
+                    gid=status.st_gid, size=len(content),
+                    sha256=hashlib.sha256(content).hexdigest() if kind == "file" else "",
                     target=os.readlink(place) if kind == "symlink" else "",
                     package=self.packages.get(path, ""), package_version="1-1",
                     evidence=self.evidence.get(path, (Evidence(kind="generated"),)),
@@ -153,7 +156,7 @@ def found(report: AuditReport, code: str) -> list[str]:
     return [finding.path for finding in report.findings if finding.code == code]
 
 
-def private_key() -> Mapping[str, str]:
+def secret_texts() -> Mapping[str, str]:
     """Texts that look like secrets of every kind, put together here so that none stands in a file."""
     letters = "Ab3" * 40
     return {

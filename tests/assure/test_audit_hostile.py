@@ -18,9 +18,11 @@ from audit_trees import Tree, found
 
 from stockade.assure import audit
 from stockade.assure.audit import catalogue, dpkg, secrets
+from stockade.assure.audit.libraries import Beneath
 from stockade.assure.audit.seen import Seen
 from stockade.assure.audit.tree import Node, open_regular, walk
 from stockade.errors import NotFoundError, UsageError
+from stockade.kernel.beneath import Root
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -210,19 +212,20 @@ def test_hostile_text_takes_linear_time(entry: int) -> None:
     for text in (*texts, f"-----BEGIN {texts[0]}-----\n", "://a:", "A: ", "A: \n"):
         for filling in ("", " ", "\n", "a", "A", ":", "=", "0", "_", "-", "."):
             for pattern in (text + filling, text + filling * 50, text + filling * 5000):
-                data = (texts[0] + pattern * (size // len(pattern)))[: size // 8].encode()
+                data = (texts[0] + pattern * (size // len(pattern)))[: size // 16].encode()
                 list(secrets.secrets("/x", data))
-    assert time.process_time() - began < 8
+    assert time.process_time() - began < 4
 
 
 def test_hostile_files_with_telling_names_take_linear_time() -> None:
-    names = ["/.pgpass", "/.netrc", "/.git-credentials", "/.npmrc", "/.htpasswd", "/etc/ppp/chap-secrets", "/.kube/config",
-             "/.docker/config.json", "/.my.cnf"]  # fmt: skip
+    names = ["/.pgpass", "/.netrc", "/.git-credentials", "/.npmrc", "/.htpasswd", "/etc/ppp/chap-secrets",
+             "/.kube/config", "/.docker/config.json", "/.my.cnf"]  # fmt: skip
+    pieces = (":", "a:", "://a:", "password ", "password=\n", '"auth" : "a', "_auth=\n", "\n", " ", "\t\n", "token: ")
     began = time.process_time()
     for name in names:
-        for piece in (":", "a:", "://a:", "password ", "password=\n", '"auth" : "a', "_auth=\n", "\n", " ", "\t\n", "token: "):
-            list(secrets.secrets(name, (piece * secrets.limit())[: secrets.limit() // 4].encode()))
-    assert time.process_time() - began < 8
+        for piece in pieces:
+            list(secrets.secrets(name, (piece * secrets.limit())[: secrets.limit() // 8].encode()))
+    assert time.process_time() - began < 4
 
 
 def test_random_bytes_that_claim_to_be_elf_never_stop_an_audit(tree: Tree) -> None:
@@ -243,7 +246,7 @@ def test_versions_are_compared_as_dpkg_compares_them() -> None:
         pytest.skip("needs dpkg to compare with")
     chance = random.Random(2)
     parts = ["1", "01", "10", "2", "~", "~rc1", "+b1", "a", "Z", ".", "-1", "-0", "+", "1:", "0", "deb12u1"]
-    pairs = [("1.0~rc1-1", "1.0-1"), ("1:0.9", "2.0"), ("2.36-9+deb12u10", "2.36-9+deb12u9"), ("1.0", "1.0-0"), ("1a", "1+")]
+    pairs = [("1.0~rc1-1", "1.0-1"), ("1:0.9", "2.0"), ("2-9+deb12u10", "2-9+deb12u9"), ("1.0", "1.0-0"), ("1a", "1+")]
     while len(pairs) < 60:
         one, other = ("1" + "".join(chance.choices(parts[:13], k=3)) for _ in range(2))
         pairs.append((one, other))
@@ -270,3 +273,22 @@ def test_damaged_baseline_is_one_clear_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "b.toml").write_text(text)
     with pytest.raises(UsageError, match="is no baseline"):
         audit.read_baseline(tmp_path / "b.toml")
+
+
+def test_library_search_does_not_follow_a_directory_that_became_a_link(tree: Tree, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "libx.so").write_text("of the host")
+    tree.write("/opt/libx.so", "of the tree")
+    with Root.open(tree.root) as root:
+        host = Beneath(root)
+        assert host.walk("/opt/libx.so").is_file
+        assert host.data("/opt/libx.so", limit=100) == b"of the tree"
+        tree.path("/opt").rename(tree.path("/old"))
+        tree.link("/opt", str(outside))
+        assert host.data("/opt/libx.so", limit=100) is None
+        tree.path("/opt").unlink()
+        tree.directory("/opt")
+        os.mkfifo(tree.path("/opt/libx.so"))
+        assert host.data("/opt/libx.so", limit=100) is None
+        host.close()

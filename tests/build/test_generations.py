@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from stockade import places
-from stockade.build.generations import Store, sweep_removed
+from stockade.build.generations import Store
+from stockade.build.leftovers import sweep_removed
 from stockade.build.lock import encode
 from stockade.errors import NotFoundError, StateError, UsageError
 from stockade.records.lock import Lock, LockedSpec

@@ -107,6 +107,8 @@ def test_interrupt_ends_with_130_and_one_line(command: list[str], environment: d
     fifo = home / "config" / "slow.toml"
     fifo.parent.mkdir(parents=True)
     os.mkfifo(fifo)
+    # The tests may themselves run in the background, where a shell has the interrupt ignored.
+    command = ["env", "--default-signal=INT", *command]
     with subprocess.Popen([*command, "build", str(fifo)], env=environment, stderr=subprocess.PIPE) as child:
         # It opens the spec and waits: once the other end is there, it is inside the verb.
         with opened_when_read(fifo):

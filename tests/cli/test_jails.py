@@ -275,7 +275,7 @@ def test_removal_needs_a_yes(home: Home) -> None:
     done = home.run("rm", "box")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: remove `box`, with secrets and volumes needs a yes, and there is no terminal to ask on\n"
+        "error: a yes is needed to remove `box` with secrets and volumes, and there is no terminal to ask on\n"
         "hint: add `--force`\n"
     )
     assert (home.directory / "state/jails/box").is_dir()
@@ -283,7 +283,7 @@ def test_removal_needs_a_yes(home: Home) -> None:
 
 @pytest.mark.parametrize(("answer", "status"), [(b"n\n", 1), (b"\n", 1), (b"y\n", 0)])
 def test_removal_asks_on_a_terminal(home: Home, answer: bytes, status: int) -> None:
-    (home.directory / "state/jails/doomed").mkdir(parents=True, exist_ok=True)
+    (home.directory / "state/jails/doomed/generations/0001").mkdir(parents=True, exist_ok=True)
     parent, child = pty.openpty()
     with subprocess.Popen(
         [*home.command, "rm", "doomed"], env=home.environment, stdin=child, stdout=child, stderr=child

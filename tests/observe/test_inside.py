@@ -60,7 +60,7 @@ class Jail:
         }
         return observe.inside(spec, **given)  # type: ignore[arg-type]
 
-    def run_inside(self, command: Sequence[str], text: bytes, timeout_s: float) -> Outcome:
+    def run_inside(self, command: Sequence[str], text: bytes, timeout_s: float, attach: observe.Attach) -> Outcome:
         return client(self.view)(command, text, timeout_s)
 
 

@@ -24,6 +24,7 @@ from . import request
 from .canaries import Canaries
 from .catalogue import OUTSIDE, catalogue
 from .judge import Control, Outside, judge
+from .planted import chroot_follows
 from .probetree import REQUEST, ProbeTree
 from .processes import find_runner, host_uid, observed
 from .session import Seen, Terminal, conduct, dirty, terminal
@@ -64,6 +65,12 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if shutil.which(self.program) is None:
             return f"not installed: `apt-get install {self.package}`"
         return ""
+
+
+_BARE = Peer(
+    name="bare", program="unshare", package="util-linux", version=("unshare", "--version"), command=(), caller="root",
+    host_root=True, source="unshare(1)",
+)  # fmt: skip
 
 
 @cache
@@ -112,6 +119,8 @@ def run(
                 hint="try the command by hand: " + shlex.join(peer.command),
             )
     results = judge(seen, outside=facts[0], canaries=canaries, control=control, names=names)
+    if peer.program == "chroot":
+        results = (*results, chroot_follows(canaries))
     done = ProbeRun(
         walls=peer.name, command=shlex.join([*(word.format(root="ROOT") for word in peer.command), "COMMAND"]),
         version=version(peer), user="root" if facts[0].uid == 0 else str(facts[0].uid), uid=facts[0].uid,
@@ -124,8 +133,12 @@ def run(
 def control(rootfs: Path, tree: ProbeTree, canaries: Canaries) -> Control:
     """What the probes give where every object is inside and no wall stands: a plain chroot, as root and as nobody.
 
-    Only root can have one.
+    An ordinary user can have none: then it is a user namespace of its own, which tells what the kernel does not have.
     """
+    if os.geteuid() != 0:
+        made = Control(complete=False)
+        made.add(run(_BARE, rootfs, tree, canaries)[1])
+        return made
     made = Control(complete=True)
     for name in ("chroot", "chroot-nobody"):
         made.add(run(peers()[name], rootfs, tree, canaries, populated=True)[1])
@@ -146,8 +159,9 @@ def _started(
     """The peer running the probes, with a terminal of ours as its own and a careless launcher's state."""
     base = Path(tempfile.mkdtemp(prefix="stockade-peer-"))
     words = [word.format(root=f"{base}/root") for word in peer.command]
+    private = _PRIVATE if os.geteuid() == 0 else (*_PRIVATE, "--user", "--map-root-user")
     become = _USER if peer.caller == "user" and os.geteuid() == 0 else ()
-    command = ["setsid", "-c", *_PRIVATE, "sh", "-eu", os.fspath(_SCRIPT), *become, *words, *tree.run(peer.place)]
+    command = ["setsid", "-c", *private, "sh", "-eu", os.fspath(_SCRIPT), *become, *words, *tree.run(peer.place)]
     try:
         with terminal() as screen, tempfile.TemporaryFile() as errors, dirty(canaries):
             environment = os.environ | {

@@ -69,13 +69,17 @@ class _Work:
         self.change = change
         self.skipped: list[Skipped] = []
         self.not_limited: tuple[NotLimited, ...] = ()
+        self.outside: tuple[ProbeResult, ...] = ()
         tell("making the probes' tree")
         self.tree = probetree.make(place.path / "tree", place.ids)
 
     def proof(self, compared: list[peers.Peer]) -> Proof:
         """All runs."""
         with canaries(self.place.path) as made:
-            control = self._control(made)
+            self.tell("trying the probes where no wall stands")
+            control = peers.control(self.place.generation.rootfs, self.tree, made)
+            self.tell("planting a symlink where the launcher looks")
+            self.outside = (planted(self.place, made),)
             runs = tuple(self._runs(made, control))
             others = tuple(self._peers(compared, made, control))
         system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
@@ -85,15 +89,6 @@ class _Work:
             peers=others, skipped=tuple(self.skipped),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), not_limited=self.not_limited,
         )  # fmt: skip
-
-    def _control(self, made: Canaries) -> Control | None:
-        """The same probes without walls. Only root can make a chroot to show them in."""
-        if os.geteuid() != 0:
-            reason = "only root can try the probes without walls: what this host does not have is not told apart"
-            self.skipped.append(Skipped(what="control", reason=reason))
-            return None
-        self.tell("trying the probes where no wall stands")
-        return peers.control(self.place.generation.rootfs, self.tree, made)
 
     def _runs(self, made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
         spec = self.place.spec
@@ -118,7 +113,7 @@ class _Work:
         if plan.ids.kind == "single":
             self._skip("root inside", "the jail has one id, the service's: nobody is root inside")
             return
-        yield "root", msgspec.structs.replace(plan, uid=0, gid=0, groups=())
+        yield "root", msgspec.structs.replace(plan, uid=0, gid=0, groups=(), directory="/")
 
     def _skip(self, what: str, reason: str) -> None:
         skipped = Skipped(what=what, reason=reason)
@@ -126,18 +121,21 @@ class _Work:
             self.skipped.append(skipped)
 
     def _limits(self, made: Canaries, network: Network) -> ProbeRun:
-        """The same limits, made small: what is tried is how they are kept, and nothing is used up."""
+        """The same limits, made small: what is tried is how they are unkept, and nothing is used up."""
         spec = msgspec.structs.replace(self.place.spec, network=network, limits=_small(self.place.spec.limits))
         plan = self.place.plan(spec)
         plan = msgspec.structs.replace(plan, mounts=tuple(_small_tmpfs(step) for step in plan.mounts))
-        self.not_limited = plan.cgroup.not_limited if plan.cgroup is not None else ()
-        kept = {missing.limit for missing in self.not_limited}
+        missing = plan.cgroup.not_limited if plan.cgroup is not None else ()
+        unkept = {one.limit for one in missing}
         limits = spec.limits
+        # Where no control group counts them, setrlimit(2) does.
+        counted = "processes" not in unkept or any(limit.name == "nproc" for limit in plan.limits)
+        self.not_limited = tuple(one for one in missing if one.limit != "processes" or not counted)
         told = {
-            "processes": limits.processes if "processes" not in kept else None,
-            "memory": size_bytes(limits.memory) if limits.memory and "memory" not in kept else None,
+            "processes": limits.processes if counted else None,
+            "memory": size_bytes(limits.memory) if limits.memory and "memory" not in unkept else None,
             "open_files": limits.open_files,
-            "cpus": limits.cpus if "cpus" not in kept else None,
+            "cpus": limits.cpus if "cpus" not in unkept else None,
         }
         return self._run(plan, made, None, user=spec.service.user, network=network.mode, names=LIMITS, limits=told)
 
@@ -178,12 +176,9 @@ class _Work:
                 )
         results = judge(seen, outside=facts[0], canaries=made, control=control, names=names)
         return ProbeRun(
-            walls="jail", user=user, uid=facts[0].uid, network=network, results=(*results, *self._outside(made, names)),
-            differences=tuple(found), seconds=time.monotonic() - start,
+            walls="jail", user=user, uid=facts[0].uid, network=network, differences=tuple(found),
+            results=results if names is LIMITS else (*results, *self.outside), seconds=time.monotonic() - start,
         )  # fmt: skip
-
-    def _outside(self, made: Canaries, names: tuple[str, ...]) -> tuple[ProbeResult, ...]:
-        return () if names is LIMITS else (planted(self.place, made),)
 
     def _peers(self, compared: list[peers.Peer], made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
         for peer in compared:

@@ -126,13 +126,15 @@ def conduct(
             seen.sets = message["sets"]
             at_ready(message)
             terminal.say("go")
+        elif "pushed" in message:
+            seen.pushed += terminal.pushed()
         elif "ask" in message:
             terminal.say(owner(message["path"]))
         elif "id" in message:
             seen.results[message["id"]] = message
         elif "done" in message:
             seen.ended = True
-    seen.pushed = terminal.pushed()
+    seen.pushed += terminal.pushed()
     return seen
 
 

@@ -10,6 +10,8 @@ from stockade.kernel import capabilities
 from stockade.records.finding import Finding
 from stockade.records.launch import Bind, Filesystem, LaunchPlan, ReadOnly
 
+from .processes import joined
+
 __all__ = ["differences"]
 
 _SOURCE = "proc(5), against the compiled plan"
@@ -29,8 +31,9 @@ def differences(
     found: list[Finding] = []
     for check in (_ids, _rights):
         found += check(plan, fields)
-    found += _descriptors(process, descriptors)
-    found += _environment(plan, process)
+    opened, environ = _private(pid)
+    found += _descriptors(opened, descriptors)
+    found += _environment(plan, environ)
     found += _limits(plan, process)
     if not plan.chroot:
         found += _namespaces(plan, process)
@@ -101,14 +104,30 @@ def _namespaces(plan: LaunchPlan, process: Path) -> Iterator[Finding]:
             yield _finding("truth-namespaces", f"the {name} namespace is {whose}, and the plan says otherwise")
 
 
-def _descriptors(process: Path, expected: frozenset[int]) -> Iterator[Finding]:
-    found = {int(name): os.readlink(process / "fd" / name) for name in os.listdir(process / "fd")}
+def _private(pid: int) -> tuple[dict[int, str], bytes]:
+    """Open descriptors and environment: only root and the process's own user may read them.
+
+    An ordinary user may in the process's user namespace, whose owner the user is (user_namespaces(7)).
+    """
+    try:
+        return _read_private(pid)
+    except PermissionError:
+        return joined(pid, _read_private, pid)
+
+
+def _read_private(pid: int) -> tuple[dict[int, str], bytes]:
+    process = Path(f"/proc/{pid}")
+    opened = {int(name): os.readlink(process / "fd" / name) for name in os.listdir(process / "fd")}
+    return opened, (process / "environ").read_bytes()
+
+
+def _descriptors(found: dict[int, str], expected: frozenset[int]) -> Iterator[Finding]:
     for number in sorted(found.keys() - expected):
         yield _finding("truth-descriptors", f"descriptor {number} is open: `{found[number]}`", path=found[number])
 
 
-def _environment(plan: LaunchPlan, process: Path) -> Iterator[Finding]:
-    entries = [entry for entry in (process / "environ").read_bytes().split(b"\0") if entry]
+def _environment(plan: LaunchPlan, environ: bytes) -> Iterator[Finding]:
+    entries = [entry for entry in environ.split(b"\0") if entry]
     expected = {os.fsencode(f"{name}={value}") for name, value in plan.environment}
     for entry in entries:
         if entry not in expected:

@@ -26,7 +26,7 @@ from .plan import HostFacts, Plan, plan
 from .secrets import Material, password_hashes
 from .seeds import account_seeds, seeds
 
-__all__ = ["build", "from_lock", "plan_of"]
+__all__ = ["build", "from_lock", "plan_of", "require_ids"]
 
 Finish = Callable[[Path, Lock], None]
 Progress = Callable[[str], None]
@@ -207,14 +207,19 @@ def _host_facts(spec: Spec, identity: Identity, store: Store) -> HostFacts:
         library_directories=loader.host_directories(),
         id_count=store.ids.count if isinstance(store.ids, userns.Range) else ID_COUNT,
     )
+    require_ids(identity, store)
     if not isinstance(store.ids, userns.Single):
         return facts
-    if identity.uid == 0:
+    return msgspec.structs.replace(facts, single=(identity.uid, identity.gid))
+
+
+def require_ids(identity: Identity, store: Store) -> None:
+    """HostError, with the cure, where a service with `identity` needs more ids than the jail `store` has."""
+    if isinstance(store.ids, userns.Single) and identity.uid == 0:
         raise HostError(
             "the service runs as root, and the jail has only one id: that of the caller, who must not be root inside",
             hint=f"{userns.range_cure()}; or name another `service.user`",
         )
-    return msgspec.structs.replace(facts, single=(identity.uid, identity.gid))
 
 
 def _apply(operations: tuple[Operation, ...], descriptor: int) -> tuple[Applied, ...]:

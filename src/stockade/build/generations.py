@@ -22,7 +22,10 @@ from stockade.records.generation import Generation
 
 from .lock import read_lock
 
-__all__ = ["Building", "Ids", "Store", "caller_ids", "failures_explained", "ids_of", "on_files", "sweep_removed"]
+__all__ = [
+    "REMOVING", "Building", "Ids", "Store", "caller_ids", "failures_explained", "ids_of", "locked", "on_files",
+    "remove_tree",
+]  # fmt: skip
 
 Ids = userns.Range | userns.Single | None
 Result = TypeVar("Result")
@@ -32,7 +35,8 @@ KEEP = 3
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _NUMBER = re.compile(r"[0-9]{4,9}\Z")
 _BUILDING = ".building-"
-_REMOVING = ".removing-"
+REMOVING = ".removing-"
+"""How the names of what is being removed begin."""
 
 
 def ids_of(store: Store, uid: int, gid: int) -> Ids:
@@ -210,16 +214,17 @@ class Store:
         if not self.exists():
             raise NotFoundError(f"there is no jail `{self.name}`", hint="`stockade list` shows those that there are")
         with self._exclusive():
+            os.close(locked(self.directory, fcntl.LOCK_EX, busy=self._busy()))
             self._sweep()
             for number in self.generations():
                 with self.hold(number, exclusive=True):
                     pass
-            aside = self.directory.with_name(f"{_REMOVING}{self.name}-{secrets.token_hex(4)}")
+            aside = self.directory.with_name(f"{REMOVING}{self.name}-{secrets.token_hex(4)}")
             os.rename(self.directory, aside)
         try:
-            on_files(self.ids, _remove_tree, aside)
+            on_files(self.ids, remove_tree, aside)
         except KeyboardInterrupt:
-            on_files(self.ids, _remove_tree, aside)
+            on_files(self.ids, remove_tree, aside)
             raise
 
     @contextlib.contextmanager
@@ -229,7 +234,7 @@ class Store:
         The lock lasts as long as any copy of the descriptor. StateError when the generation is being removed, or with
         `exclusive` when it is in use.
         """
-        descriptor = _locked(
+        descriptor = locked(
             self._path(number),
             fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH,
             busy=StateError(
@@ -246,26 +251,25 @@ class Store:
         """The jail's build lock. It lives with the process (and its children), so a kill releases it."""
         os.makedirs(self._generations, mode=0o700, exist_ok=True)
         os.chmod(self.directory, 0o700)
-        descriptor = _locked(
-            self._generations,
-            fcntl.LOCK_EX,
-            busy=StateError(
-                f"jail `{self.name}` is being built or removed by another process", hint="try again when it is done"
-            ),
-        )
+        descriptor = locked(self._generations, fcntl.LOCK_EX, busy=self._busy())
         try:
             yield
         finally:
             os.close(descriptor)
 
+    def _busy(self) -> StateError:
+        return StateError(
+            f"jail `{self.name}` is being built or removed by another process", hint="try again when it is done"
+        )
+
     def _sweep(self) -> int:
         left = [
             entry.name
             for entry in os.scandir(self._generations)
-            if entry.name.startswith((_BUILDING, _REMOVING))
+            if entry.name.startswith((_BUILDING, REMOVING))
         ]
         for name in left:
-            on_files(self.ids, _remove_tree, self._generations / name)
+            on_files(self.ids, remove_tree, self._generations / name)
         for entry in os.scandir(self.directory):
             if entry.name.startswith(".current-"):
                 os.unlink(entry.path)
@@ -285,26 +289,15 @@ class Store:
         try:
             with self.hold(number, exclusive=True):
                 # Renamed first, so that half a generation never stands under its own name.
-                aside = self._generations / f"{_REMOVING}{secrets.token_hex(8)}"
+                aside = self._generations / f"{REMOVING}{secrets.token_hex(8)}"
                 os.rename(self._path(number), aside)
-                on_files(self.ids, _remove_tree, aside)
+                on_files(self.ids, remove_tree, aside)
         except StateError:
             return False
         return True
 
 
-def sweep_removed(ids: Ids) -> int:
-    """Remove what killed removals of whole jails left; the number of directories removed."""
-    try:
-        left = [entry.path for entry in os.scandir(places.jails()) if entry.name.startswith(_REMOVING)]
-    except FileNotFoundError:
-        return 0
-    for path in left:
-        on_files(ids, _remove_tree, Path(path))
-    return len(left)
-
-
-def _locked(path: Path, kind: int, *, busy: StateError) -> int:
+def locked(path: Path, kind: int, *, busy: StateError) -> int:
     """A descriptor of the directory `path` with a flock(2) on it, or `busy` when another holds one."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -315,7 +308,8 @@ def _locked(path: Path, kind: int, *, busy: StateError) -> int:
     return descriptor
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
+    """Remove `path` with all below it, if it is there."""
     # shutil works with descriptors here: a link put in a directory's place is not followed.
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)

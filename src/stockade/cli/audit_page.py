@@ -16,12 +16,12 @@ Made from the rules themselves: `python -m stockade.cli.audit_page > docs/audit.
 
 `stockade audit NAME` looks at a jail: at every file of its root, its accounts and secrets, at how it differs from its
 lock and from the host's present packages, and at what its policy allows beyond what the service was seen to need.
-`stockade audit --root DIR` looks at a directory that another tool made (jailkit, debootstrap, by hand), without a lock; for
-it a program "never used" is one that is there and executable. `--user NAME` says as whom the service runs there.
+`stockade audit --root DIR` looks at a directory that another tool made (jailkit, debootstrap, by hand), without a
+lock; for it a program "never used" is one that is there and executable. `--user NAME` says as whom the service runs.
 
-Nothing is executed and nothing is changed. Devices, FIFOs and sockets are never opened; no path, link or mount leads out of
-the tree; what cannot be read, vanishes or is too deep is a finding. Volumes are not looked at: they hold what the service
-writes, and are mounted nosuid, nodev and without a way to the host's ids.
+Nothing is executed and nothing is changed. Devices, FIFOs and sockets are never opened; no path, link or mount leads
+out of the tree; what cannot be read, vanishes or is too deep is a finding. Volumes are not looked at: they hold what
+the service writes, and are mounted nosuid, nodev and without a way to the host's ids.
 
 The exit status is 0 when nothing is found that is not accepted, 1 when something is, 2 for a malformed command line or
 baseline. `--json` writes the report of `stockade/schema/audit.json`. `stockade explain CODE` tells a rule.
@@ -45,9 +45,9 @@ An entry that has expired, matches nothing or names no rule is a finding of its 
 ## Mending
 
 `--fix`, with `--root` only, lists the changes that it would make, asks (or takes `--force`), makes them, and audits
-again. It takes mode bits and file capabilities away (rules marked *fix*). Accounts go only with `--user`, as an account
-that owns nothing may be the service's. A file with another name outside of the tree is left alone: it would change there
-too. A jail of Stockade's is mended by its spec: change it and build again.
+again. It takes mode bits and file capabilities away (rules marked *fix*). Accounts go only with `--user`, as an
+account that owns nothing may be the service's. A file with another name outside of the tree is left alone: it would
+change there too. A jail of Stockade's is mended by its spec: change it and build again.
 """
 
 
@@ -74,7 +74,7 @@ def _rules() -> Iterator[str]:
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     limit = lists()["secrets"]["limit"]
     yield ""
-    yield f"Secrets are looked for in the first {limit // 1024} KiB of each file that is no ELF file; a report never shows one."
+    yield f"Secrets are looked for in the first {limit // 1024} KiB of every file but ELF files; no report shows one."
     yield "The lists that the rules go by (programs, devices, patterns of secrets, file systems, paths of the host) are"
     yield "`lists.toml` beside the rules in `rules.toml`, in the package's `assure` directory."
 

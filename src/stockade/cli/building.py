@@ -53,7 +53,8 @@ def build(arguments: argparse.Namespace) -> None:
         console.json_report(report)
         return
     _show(report)
-    console.next_command(f"`stockade start {report.name}`; `stockade explain {report.name}` shows what is in it")
+    verb = "run" if report.ends else "start"
+    console.next_command(f"`stockade {verb} {report.name}`; `stockade explain {report.name}` shows what is in it")
 
 
 def _show(report: BuildReport) -> None:

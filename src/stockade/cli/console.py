@@ -110,7 +110,7 @@ def confirm(question: str, *, force: bool) -> None:
     if force:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(f"{question} needs a yes, and there is no terminal to ask on", hint="add `--force`")
+        raise UsageError(f"a yes is needed to {question}, and there is no terminal to ask on", hint="add `--force`")
     sys.stderr.write(f"{question}? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

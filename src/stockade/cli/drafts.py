@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import re
 import shutil
 import tempfile
@@ -35,7 +36,10 @@ def register(subparsers: Subparsers) -> None:
         "--exercise", metavar="COMMAND", action="append", default=[],
         help="a client's command that must succeed, as you would type it; may be given more than once",
     )  # fmt: skip
-    parser.add_argument("--user", metavar="USER", default="root", help="the account that runs COMMAND (default: root)")
+    parser.add_argument(
+        "--user", metavar="USER",
+        help="the account that runs COMMAND (default: root, or yours where you have no range of ids)",
+    )  # fmt: skip
     parser.add_argument("--tcp", metavar="PORT", type=int, help="COMMAND is ready when this port is open")
     parser.add_argument("--forks", action="store_true", help="COMMAND goes into the background by itself")
     parser.add_argument("--output", metavar="FILE", help="write to FILE; `-` is standard output")
@@ -79,10 +83,22 @@ def _from_command(arguments: argparse.Namespace) -> str:
         arguments.name,
         [os.path.abspath(found), *rest],
         [specfile.exercise_command(exercise) for exercise in arguments.exercise],
-        user=arguments.user,
+        user=arguments.user or _default_user(),
         tcp=arguments.tcp,
         forks=arguments.forks,
     )
+
+
+def _default_user() -> str:
+    """root, unless jails of the caller have one id only: nobody is root in there."""
+    from stockade.kernel import userns
+
+    if os.geteuid() == 0 or userns.subordinate() is not None:
+        return "root"
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _from_recipe(arguments: argparse.Namespace) -> str:

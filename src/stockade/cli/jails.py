@@ -185,7 +185,7 @@ def remove(arguments: argparse.Namespace) -> None:
         if store.name in running:
             raise StateError(f"jail `{store.name}` is running", hint=f"`stockade stop {store.name}` first")
     listed = ", ".join(f"`{store.name}`" for store in stores)
-    console.confirm(f"remove {listed}, with secrets and volumes", force=arguments.force)
+    console.confirm(f"remove {listed} with secrets and volumes", force=arguments.force)
     for store in stores:
         store.remove()
         console.note(f"removed `{store.name}`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stockade import places, specfile
 from stockade.build.generations import Store
+from stockade.build.leftovers import sweep
 from stockade.cli import console
 from stockade.errors import NotFoundError
 from stockade.records.generation import Generation
@@ -12,7 +13,8 @@ __all__ = ["built", "existing", "known"]
 
 
 def known() -> list[str]:
-    """Return the names of the caller's jails, sorted."""
+    """Return the names of the caller's jails, sorted. What killed builds and removals left is swept first."""
+    sweep()
     try:
         return sorted(path.name for path in places.jails().iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
@@ -20,8 +22,9 @@ def known() -> list[str]:
 
 
 def existing(name: str) -> Store:
-    """Return what is kept of the jail `name`; `NotFoundError` when there is nothing."""
+    """Return what is kept of the jail `name`; `NotFoundError` when there is nothing. Sweeps as `known` does."""
     store = Store(name)
+    sweep(name)
     if store.exists():
         return store
     if name in {*specfile.specs(), *specfile.recipes()}:

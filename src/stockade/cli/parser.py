@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 def build() -> Parser:
     """Return the parser with every verb."""
-    from stockade.cli import auditing, building, containing, drafts, explaining, hosts, jails, running
+    from stockade.cli import auditing, building, containing, drafts, explaining, guests, hosts, images, jails, proving, running
 
     parser = Parser(
         prog=PROGRAM,
@@ -59,7 +59,7 @@ def build() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice shows tracebacks")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
-    for family in (drafts, building, jails, running, containing, auditing, explaining, hosts):
+    for family in (drafts, building, jails, running, containing, auditing, proving, explaining, images, guests, hosts):
         family.register(subparsers)
     return parser
 

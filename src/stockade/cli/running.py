@@ -183,9 +183,12 @@ def start(arguments: argparse.Namespace) -> None:
     try:
         contain.find(name)
     except NotFoundError as error:
+        status = contain.last_status(name)
+        ended = "" if status is None else f", with status {status}"
         raise StateError(
-            f"jail `{name}` ended right after its start{_last_words(name)}",
-            hint=f"`stockade logs {name}` shows all of it",
+            f"jail `{name}` ended right after its start{ended}{_last_words(name)}",
+            hint=f"`stockade run {name}` is for a command that ends by itself" if status == 0
+            else f"`stockade logs {name}` shows all of it",
         ) from error
     console.text(f"{name}: running, pid {jail.init_pid}")
     console.next_command(f"`stockade logs {name}`, `stockade ps`, `stockade stop {name}`")

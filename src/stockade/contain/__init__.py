@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from .installing import install
     from .jail import Running
     from .network import RESOLVER
-    from .registry import RunningJail, find, logs, running, stop
+    from .registry import RunningJail, find, last_status, logs, running, stop
     from .starting import launch, launch_generation
     from .wording import describe
 
 __all__ = [
     "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode",
-    "enter", "find", "for_jail", "install", "launch", "launch_generation", "logs", "of_caller", "running", "stop",
+    "enter", "find", "for_jail", "install", "last_status", "launch", "launch_generation", "logs", "of_caller", "running", "stop",
     "warden_path",
 ]  # fmt: skip
 
@@ -41,6 +41,7 @@ _HOMES = {
     "find": "stockade.contain.registry",
     "for_jail": "stockade.contain.ids",
     "install": "stockade.contain.installing",
+    "last_status": "stockade.contain.registry",
     "launch": "stockade.contain.starting",
     "launch_generation": "stockade.contain.starting",
     "logs": "stockade.contain.registry",

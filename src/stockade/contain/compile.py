@@ -86,6 +86,7 @@ def compile_plan(
         groups=() if single else who.groups,
         capabilities=capabilities.mask(granted),
         forks=service.forks,
+        restart=service.restart,
         landlock=_landlock(lock, mounts) if spec.policy.landlock else None,
         seccomp=_seccomp(spec, lock, granted, allow_ptrace=allow_ptrace),
     )
@@ -102,7 +103,7 @@ def _chroot(spec: Spec, who: Account, ids: IdRange, cgroup: CgroupPlan | None) -
         name=spec.name, hostname=spec.name, chroot=True, ids=ids, limits=_limits(spec, cgroup), cgroup=cgroup,
         argv=spec.service.command, environment=_environment(spec, who), directory=spec.service.directory,
         umask=int(spec.service.umask, 8),
-        uid=who.uid, gid=who.gid, groups=who.groups, forks=spec.service.forks,
+        uid=who.uid, gid=who.gid, groups=who.groups, forks=spec.service.forks, restart=spec.service.restart,
     )  # fmt: skip
 
 

@@ -38,6 +38,9 @@ NAMESPACES = {
 # MOUNT_ATTR_… of include/uapi/linux/mount.h.
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
 
+# A service that does not live long is started anew more and more seldom.
+_FIRST_DELAY_MS, _LONGEST_DELAY_MS, _LONG_LIFE_MS = 1_000, 60_000, 60_000
+
 _WAYS = {"root-range": wire.MAP_DIRECT, "subid": wire.MAP_BY_HELPERS, "single": wire.MAP_SINGLE}
 
 
@@ -143,6 +146,9 @@ def _service(plan: LaunchPlan) -> Iterator[bytes]:
     yield wire.text(wire.ARGV, *plan.argv)
     if plan.forks:
         yield wire.record(wire.FORKS)
+    if plan.restart != "no":
+        when = wire.RESTART_ALWAYS if plan.restart == "always" else wire.RESTART_ON_FAILURE
+        yield wire.record(wire.RESTART, when, _FIRST_DELAY_MS, _LONGEST_DELAY_MS, _LONG_LIFE_MS)
     if plan.landlock is not None:
         ruleset = plan.landlock
         yield wire.record(wire.LANDLOCK, ruleset.handled_fs, ruleset.handled_net, ruleset.scoped)

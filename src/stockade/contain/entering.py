@@ -26,10 +26,12 @@ def enter(
     stderr: int | None = None,
     directory: str | None = None,
     gate: bool = False,
+    plan: Path | None = None,
 ) -> Running:
     """Start `argv` in the namespaces of the running jail `name`; arguments and errors as `launch`'s.
 
-    Ids, capabilities, no_new_privs, Landlock, filter and limits are those of the jail's plan.
+    Ids, capabilities, no_new_privs, Landlock, filter and limits are those of the jail's plan, or of the one in `plan`
+    that it was launched with.
     """
     jail = find(name)
     open_standard()
@@ -37,12 +39,13 @@ def enter(
     try:
         fragment = [
             wire.record(wire.ENTER, target),
+            *([wire.text(wire.INSTANCE, jail.number)] if jail.number else []),
             *command_records(Path(jail.generation), argv, environment, user, directory),
         ]
         if terminal:
             fragment.append(terminal_record())
         return start(
-            jail.instance, f"{jail.generation}/plan", fragment, streams=Streams(stdin, stdout, stderr),
+            jail.instance, os.fspath(plan) if plan is not None else f"{jail.generation}/plan", fragment, streams=Streams(stdin, stdout, stderr),
             inherit=(target,), gate=gate, detach=False,
         )  # fmt: skip
     finally:

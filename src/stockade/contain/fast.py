@@ -47,14 +47,19 @@ def run(
         return
     if terminal is None:
         terminal = os.isatty(0) and os.isatty(1)
+    held = _hold(generation)
+    if held is None:
+        return
     state = _claim(place, generation)
     if state is None:
+        os.close(held)
         return
     records = [
         wire.text(wire.BASE, generation),
         wire.text(wire.ARGV, *argv),
         wire.record(wire.LIFELINE),
         wire.record(wire.STATE, state),
+        wire.record(wire.KEEP, held),
         wire.text(wire.REMOVE, place),
         wire.text(wire.REMOVE, f"{place}/state"),
     ]
@@ -65,7 +70,8 @@ def run(
     fragment = os.memfd_create("plan", 0)
     os.write(fragment, wire.plan(records))
     os.lseek(fragment, 0, os.SEEK_SET)
-    os.set_inheritable(state, True)
+    for descriptor in (state, held):
+        os.set_inheritable(descriptor, True)
     os.execve(warden_path(), ["warden", plan, str(fragment)], {})
 
 
@@ -97,6 +103,16 @@ def _own(run: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _hold(generation: str) -> int | None:
+    """A descriptor that keeps the generation from being removed; None where `launch` has to say that it is gone."""
+    try:
+        held = os.open(generation, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return held
 
 
 def _claim(place: str, generation: str) -> int | None:

@@ -54,7 +54,8 @@ def _cgroup(spec: Spec, generation: Path) -> CgroupPlan | None:
                                        limits.io_read, limits.io_write)):  # fmt: skip
         return None
     disk = cgroups.disk_of(generation)
-    return cgroup_plan.plan(limits, cgroups.layout(), spec.name, disk=disk, accounting=False)
+    # Each instance of the jail has groups of its own: the warden fills the number in.
+    return cgroup_plan.plan(limits, cgroups.layout(), f"{spec.name}-{{instance}}", disk=disk, accounting=False)
 
 
 def _write(path: Path, content: bytes) -> None:

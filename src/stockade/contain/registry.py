@@ -20,7 +20,7 @@ from . import runfiles
 from .jail import FORWARDED
 from .starting import log_path
 
-__all__ = ["RunningJail", "find", "logs", "running", "stop"]
+__all__ = ["RunningJail", "find", "last_status", "logs", "running", "stop"]
 
 _KILL_SECONDS = 10.0
 

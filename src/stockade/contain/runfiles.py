@@ -34,6 +34,16 @@ class State:
         self.status: int | None = None      # 128 + n for a signal
         self.failed = ""
         self.remove: list[str] = []
+        self.instance = ""                  # what `{instance}` stands for in the plan's paths
+        self.restarts: int | None = None    # None for a jail that has one life
+        self.last = ""                      # how the life before ended: "exit 1", "signal 9", "failed …"
+        self.waiting_ms: int | None = None  # between two lives: how long
+        self.helper_lost = False            # a network helper has ended before its jail
+
+    @property
+    def alive(self) -> bool:
+        """Whether the jail runs, or is between two lives."""
+        return is_alive(self.init) or (self.restarts is not None and is_alive(self.supervisor))
 
 
 def directory(instance: str) -> Path:
@@ -60,6 +70,14 @@ def parse(text: str) -> State:
                 pid, _, ticks = value.partition(" ")
                 if pid.isdecimal() and ticks.isdecimal():
                     setattr(state, word, (int(pid), int(ticks)))
+                if word == "init":
+                    state.waiting_ms, state.helper_lost = None, False
+            case "restarts" | "waiting" if value.isdecimal():
+                setattr(state, "waiting_ms" if word == "waiting" else word, int(value))
+            case "instance" | "last":
+                setattr(state, word, value)
+            case "helper":
+                state.helper_lost = True
             case "exec":
                 state.executed = True
             case "exit" | "signal" if value.isdecimal():
@@ -132,7 +150,7 @@ def claim(instance: str) -> int:
             os.close(descriptor)
             continue
         left = parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0)))
-        if is_alive(left.init):
+        if left.alive:
             os.close(descriptor)
             raise _already_running(instance)
         os.ftruncate(descriptor, 0)
@@ -156,7 +174,7 @@ def release(instance: str) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_nlink and not is_alive(parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0))).init):
+        if os.fstat(descriptor).st_nlink and not parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0))).alive:
             (place / "state").unlink()
             place.rmdir()
     except (BlockingIOError, FileNotFoundError):

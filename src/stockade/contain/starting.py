@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import time
@@ -102,10 +103,10 @@ def launch_generation(
     """
     jail = name or generation.parent.parent.name
     instance = jail if argv is None or "@" in jail or detach else f"{jail}@{_serial()}"
-    if plan is None and not (generation / "plan").is_file():
-        raise NotFoundError(f"`{generation}` holds no launch plan", hint=f"`stockade build {jail}` makes it")
+    number = _serial()
     fragment = [
         wire.text(wire.BASE, os.fspath(generation)),
+        wire.text(wire.INSTANCE, number),
         *command_records(generation, argv, environment, user, directory),
         *records,
     ]
@@ -117,6 +118,11 @@ def launch_generation(
         fragment.append(terminal_record())
     open_standard()
     with contextlib.ExitStack() as stack:
+        held = _hold(generation, jail)
+        stack.callback(os.close, held)
+        if plan is None and not (generation / "plan").is_file():
+            raise NotFoundError(f"`{generation}` holds no launch plan", hint=f"`stockade build {jail}` makes it")
+        fragment.append(wire.record(wire.KEEP, held))
         state = runfiles.claim(instance)
         stack.callback(os.close, state)
         outside = stack.enter_context(connection(generation, publish=argv is None))
@@ -132,8 +138,8 @@ def launch_generation(
             fragment.append(wire.record(wire.LIFELINE))
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
-            streams=Streams(stdin, stdout, stderr), inherit=(state, *sockets, *outside.inherit), gate=gate,
-            detach=detach, wrapper=_wrapper(generation),
+            streams=Streams(stdin, stdout, stderr), inherit=(held, state, *sockets, *outside.inherit), gate=gate,
+            detach=detach, wrapper=_wrapper(generation, number),
         )  # fmt: skip
 
 
@@ -222,13 +228,27 @@ def start(
     return jail
 
 
-def _wrapper(generation: Path) -> tuple[str, ...]:
+def _hold(generation: Path, jail: str) -> int:
+    """A descriptor that keeps the generation from being removed as long as any copy of it is open (flock(2))."""
+    try:
+        descriptor = os.open(generation, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"`{generation}` is not there", hint=f"`stockade build {jail}` makes it") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StateError(f"`{generation}` is being removed", hint=f"`stockade status {jail}` shows what there is") from None
+    return descriptor
+
+
+def _wrapper(generation: Path, instance: str) -> tuple[str, ...]:
     """The command under which this generation has to be launched, () for most."""
     try:
         words = (generation / "wrapper").read_bytes()
     except FileNotFoundError:
         return ()
-    return tuple(os.fsdecode(word) for word in words.split(b"\0"))
+    return tuple(os.fsdecode(word).replace("{instance}", instance) for word in words.split(b"\0"))
 
 
 def command_records(

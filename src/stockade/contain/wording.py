@@ -44,6 +44,8 @@ def describe(plan: LaunchPlan) -> list[str]:
         lines.append(f"Landlock (ABI {plan.landlock.abi}) with {len(plan.landlock.rules)} rules")
     lines += [f"seccomp filter of {len(program) // 8} instructions" for program in plan.seccomp]
     lines.append(f"execute {shlex.join(plan.argv)}")
+    if plan.restart != "no":
+        lines.append(f"start anew when it ends{' with a failure' if plan.restart == 'on-failure' else ''}")
     return lines
 
 

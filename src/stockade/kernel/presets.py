@@ -12,7 +12,10 @@ import msgspec
 
 from ..errors import SpecError
 
-__all__ = ["Group", "Preset", "Rule", "Selection", "groups", "known", "presets", "refusal", "rules", "select", "words"]
+__all__ = [
+    "Group", "Preset", "Rule", "Selection", "group_of", "groups", "known", "presets", "refusal", "rules", "select",
+    "word_of", "words",
+]  # fmt: skip
 
 _TABLE = Path(__file__).with_name("presets.toml")
 
@@ -71,6 +74,19 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
                 return values
             case _:
                 return None
+
+    def answer(self, call: str, arguments: tuple[int, ...]) -> str:
+        """Errno name with which the filter answers `call` with these leading `arguments`, "" where it lets it pass."""
+        if call not in self.calls:
+            group = group_of().get(call)
+            return group.errno if group is not None else "ENOSYS"
+        given = (*arguments, *(0,) * (6 - len(arguments)))
+        for rule in rules():
+            if call in rule.calls and (rule.when is None or given[rule.when[0]] == rule.when[1]):
+                value, permitted = given[rule.argument] & rule.mask, self.permitted(rule)
+                if value in rule.refuse if permitted is None else value not in permitted:
+                    return rule.errno
+        return ""
 
 
 @functools.cache
@@ -159,6 +175,11 @@ def _expand(listed: Iterable[str], *, add: bool) -> Iterator[tuple[str, str | in
             yield _sockets()[word]
         else:
             yield "calls", word
+
+
+def word_of(kind: str, number: int) -> str:
+    """The word of a policy for a socket family ("families") or a netlink protocol ("netlink"); "" where none has it."""
+    return next((word for word, member in _sockets().items() if member == (kind, number)), "")
 
 
 def known(word: str) -> bool:

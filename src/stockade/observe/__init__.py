@@ -1,7 +1,7 @@
 """Watch a service work: outside in a throwaway view of the host, inside in its jail."""
 
 from .process import Process
-from .run import Identity, Observation, inside, outside
+from .run import Attach, Identity, Observation, inside, outside
 from .view import View
 
-__all__ = ["Identity", "Observation", "Process", "View", "inside", "outside"]
+__all__ = ["Attach", "Identity", "Observation", "Process", "View", "inside", "outside"]

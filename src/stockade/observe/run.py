@@ -26,16 +26,21 @@ from .tracer import Tracer
 from .view import View
 from .viewtree import RUN, TRACE_DIRECTORY
 
-__all__ = ["Identity", "Observation", "inside", "outside", "root_of", "service_environment"]
+__all__ = ["Attach", "Identity", "Observation", "inside", "outside", "root_of", "service_environment"]
 
 _LOG_TAIL = 64 * 1024
 _SYSLOG = "/dev/log"
 Progress = Callable[[str], None]
+#: Attaches strace to the process with that host id.
+Attach = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Ids that the service starts with; ids of the host in a root's view, of the user's mapping otherwise."""
+    """Ids that the service starts with; ids of the host in a root's view, of the user's mapping otherwise.
+
+    An ordinary user without a range of ids has one id in a view: the service's, or the own where that is root's.
+    """
 
     uid: int = 0
     gid: int = 0
@@ -47,7 +52,7 @@ class Observation:
     """What one run showed.
 
     `status` is that of a command that ended by itself, `failure` why a service inside did not become ready,
-    `seconds` the time that each step took.
+    `seconds` the time that each step took. `ended`: all of a service inside had ended before it was stopped.
     """
 
     trace: Trace
@@ -56,6 +61,7 @@ class Observation:
     status: int | None = None
     failure: ServiceError | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    ended: bool = False
 
 
 class _Steps:
@@ -141,7 +147,7 @@ class _Outside:
         error: ServiceError | None = None
         with contextlib.ExitStack() as stack:
             with steps.step("view", "making a view of the host"):
-                view = stack.enter_context(View.open(seeds=[*self.seeds, *self.client_seeds]))
+                view = stack.enter_context(View.open(seeds=[*self.seeds, *self.client_seeds], single=self._single()))
             with steps.step("start", f"starting `{spec.service.command[0]}` outside a jail"):
                 process = self._spawn(view, recorded, spec.service.command, stdout=view.log, stderr=view.log)
                 stack.enter_context(process)
@@ -174,6 +180,9 @@ class _Outside:
                 trace = _without(trace, RUN, seconds=steps.seconds["start"] + steps.seconds["exercises"])
             log = _tail(view.log)
         return Observation(trace, tuple(results), log, status, None, dict(steps.seconds)), error
+
+    def _single(self) -> tuple[int, int] | None:
+        return (self.identity.uid, self.identity.gid) if self.identity.uid else None
 
     def _spawn(
         self,
@@ -283,7 +292,7 @@ def inside(
     release: Callable[[], None],
     alive: Callable[[], bool],
     log: Callable[[], str],
-    run_inside: Callable[[Sequence[str], bytes, float], Outcome],
+    run_inside: Callable[[Sequence[str], bytes, float, Attach], Outcome],
     client_seeds: Sequence[Seed] = (),
     substitutions: Mapping[str, str],
     as_uid0_of: int | None = None,
@@ -293,10 +302,10 @@ def inside(
     """The same exercises against a jail whose warden waits at its gate, with clients in its network.
 
     `pid` and `init_pid` are the host ids of the process that becomes the service and of the jail's first process;
-    `release` opens the gate, `alive` and `log` tell of the jail, `run_inside` runs a command behind the
-    walls. An ordinary user gives `as_uid0_of` a process of the jail's user namespace. All exercises are
-    run, and nothing is raised for one that fails: the trace says what is missing. The service is stopped at the end,
-    the jail is the caller's to end.
+    `release` opens the gate, `alive` and `log` tell of the jail. `run_inside` runs a command behind the walls; while
+    the command waits at a gate it calls the function that it is given, which attaches strace. An ordinary user gives
+    `as_uid0_of` a process of the jail's user namespace. All exercises are run, and nothing is raised for one that
+    fails: the trace says what is missing. The service is stopped at the end, the jail is the caller's to end.
     """
     steps = _Steps(progress)
     base = root_of(pid)
@@ -321,20 +330,36 @@ def inside(
             )
             failure = _started(spec, probe)
         results = []
+        recorded = [Recorded("t", pid, directory=spec.service.directory)]
+
+        others: list[Tracer] = []
+
+        def attach(command: int) -> None:
+            prefix = f"x{len(recorded)}"
+            user = command if as_uid0_of is not None else None
+            others.append(stack.enter_context(
+                Tracer.attach(command, directory=view.scratch, prefix=prefix, as_uid0_of=user, syscalls=syscalls)
+            ))  # fmt: skip
+            recorded.append(Recorded(prefix, command, directory=spec.service.directory))
+
         with steps.step("exercises", "exercising it in its jail"):
-            runners: dict[str, Runner] = {"client": client(view), "inside": run_inside}
+            runners: dict[str, Runner] = {
+                "client": client(view),
+                "inside": lambda command, text, timeout_s: run_inside(command, text, timeout_s, attach),
+            }
             for exercise in spec.exercises if failure is None else ():
                 steps.tell(f"exercise inside: {title(exercise)}")
                 results.append(perform(exercise, runners[exercise.where], substitutions))
+        ended = not service.alive()
         with steps.step("stop", "stopping it"):
             service.stop()
-            strace.close()
+            for tracer_of in (strace, *others):
+                tracer_of.close()
         with steps.step("parse", "reading the trace"):
-            recorded = [Recorded("t", pid, directory=spec.service.directory)]
             trace = parse(read(view.scratch, recorded), recorded, base=base, names=syscalls)
             seconds = steps.seconds["start"] + steps.seconds["exercises"]
             trace = msgspec.structs.replace(trace, where="inside", seconds=seconds)
-    return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds))
+    return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds), ended)
 
 
 def root_of(pid: int) -> str:

@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TypedDict
 
-__all__ = ["OVERFLOW_ID", "SeedMessage", "own", "plant"]
+__all__ = ["OVERFLOW_ID", "SeedMessage", "closed_above", "own", "place", "plant"]
 
 #: What an id without a mapping reads as (user_namespaces(7), /proc/sys/kernel/overflowuid).
 OVERFLOW_ID = 65534
@@ -46,10 +46,29 @@ def own(path: str, uid: int, gid: int) -> None:
             raise
 
 
+def place(path: str) -> str:
+    """Where the host has `path`: symlinks above it are followed, not one in its own place."""
+    above, name = os.path.split(path)
+    return f"{os.path.realpath(above).rstrip('/')}/{name}"
+
+
+def closed_above(seed: SeedMessage) -> str:
+    """The outermost directory on the way to a seed in which the caller may not look around; "" if there is none.
+
+    An overlay looks into its lower directory with the rights of who mounted it (overlayfs.rst, "Permission model").
+    """
+    steps = place(seed["path"] + "/." if seed["type"] == "directory" else seed["path"]).split("/")[1:-1]
+    for count in range(1, len(steps) + 1):
+        path = "/" + "/".join(steps[:count])
+        if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+            return path
+    return ""
+
+
 def plant(seed: SeedMessage) -> None:
     """Make one seed, and missing parents as root's 0755; what stands in a file's place is replaced."""
     path = seed["path"]
-    os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
+    _directories(os.path.dirname(path))
     if seed["type"] == "directory":
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
@@ -67,6 +86,14 @@ def plant(seed: SeedMessage) -> None:
     if seed["type"] == "file":
         # As the build does it. Programs treat a file of this moment as unfinished (postfix waits for its main.cf).
         os.utime(path, (0, 0))
+
+
+def _directories(path: str) -> None:
+    """Make `path` and what is missing above it: directories of the view's root, whoever the caller is."""
+    if not os.path.lexists(path):
+        _directories(os.path.dirname(path))
+        os.mkdir(path, 0o755)
+        own(path, 0, 0)
 
 
 def _clear(path: str) -> None:

@@ -50,7 +50,7 @@ class View:
         """Descriptor of the directory that is /run/stockade/trace in the view: memory, gone with it."""
         self.log = -1
         """Descriptor of a file in it, open for appending: for the service's output, and what comes to /dev/log."""
-        self._ordinary_ids: tuple[int, int] | None = None
+        self._by_range = False
         self.manages_ids = True
         """Whether processes can be started as other ids: root, or a user with a subordinate range."""
 
@@ -61,16 +61,18 @@ class View:
         seeds: Sequence[Seed] = (),
         network_of: int | None = None,
         service_root_of: int | None = None,
+        single: tuple[int, int] | None = None,
     ) -> View:
         """A new view with `seeds` written into it.
 
         `network_of` and `service_root_of` are host ids of a process: the view shares its network
-        namespace, and shows its root, read-only, at /run/stockade/root (a link to `/` otherwise). HostError
-        where this host allows no view.
+        namespace, and shows its root, read-only, at /run/stockade/root (a link to `/` otherwise). `single` is
+        what an ordinary user without a range has as uid and gid, instead of the own ones. HostError where this host
+        allows no view.
         """
         view = cls()
         try:
-            view._start(seeds, network_of, service_root_of)
+            view._start(seeds, network_of, service_root_of, single or (os.geteuid(), os.getegid()))
         except BaseException:
             view.close()
             raise
@@ -105,12 +107,13 @@ class View:
                 os.close(descriptor)
                 setattr(self, name, -1)
 
-    def _start(self, seeds: Sequence[Seed], network_of: int | None, service_root_of: int | None) -> None:
+    def _start(
+        self, seeds: Sequence[Seed], network_of: int | None, service_root_of: int | None, single: tuple[int, int]
+    ) -> None:
         ordinary = os.geteuid() != 0
         ids = subordinate() if ordinary and network_of is None else None
         self.manages_ids = not ordinary or ids is not None
-        if ids is not None:
-            self._ordinary_ids = os.geteuid(), os.getegid()
+        self._by_range = ids is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = ours
         ours.settimeout(_OPEN_TIMEOUT_S)
@@ -142,6 +145,7 @@ class View:
                 "descriptors": list(given),
                 "ordinary": ordinary,
                 "range": ids is not None,
+                "single": single,
                 "seeds": [_message(seed) for seed in seeds],
             }
             try:
@@ -237,8 +241,9 @@ class View:
                 f"cannot run `{arguments[0]}`: there is no such program",
                 hint=f"searched in `{environment.get('PATH', os.defpath)}`; give the whole path in `command`",
             )
-        if self._ordinary_ids is not None and uid is None:
-            uid, gid = self._ordinary_ids
+        if self._by_range and uid is None:
+            # As root's clients: they read what is the service's alone, and what the caller may read.
+            uid = gid = 0
         command = [*before, *self._prefix(uid, gid, groups, services=services), program, *arguments[1:]]
         launched = self._program(command[0], environment) if before else command[0]
         with contextlib.ExitStack() as stack:
@@ -259,7 +264,7 @@ class View:
                 directory=directory,
                 umask=umask,
                 processor=processor,
-                root=self._ordinary_ids is not None,
+                root=self._by_range,
             )
             # It waits at its gate, so that it cannot end before its id on the host is known.
             process = Process(pidfd=descriptors[0], inner=answer["pid"], status=status_out)

@@ -122,7 +122,8 @@ def _user_namespace(order: Message, given: dict[str, int], channel: socket.socke
         receive(channel)
         return
     # user_namespaces(7): without a helper only the own id can be mapped, after setgroups is given up.
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    inner_uid, inner_gid = order["single"]
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{inner_uid} {uid} 1"), ("gid_map", f"{inner_gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 

@@ -30,7 +30,7 @@ from ..kernel.mount import (
     umount2,
 )
 from .hostmounts import FRESH, HostMount, parse, visible
-from .seeding import SeedMessage, own, plant
+from .seeding import SeedMessage, closed_above, own, place, plant
 
 __all__ = ["RUN", "ROOT_LINK", "TRACE_DIRECTORY", "Tree"]
 
@@ -82,13 +82,16 @@ class Tree:
         """Make the tree and pivot into it; a descriptor of TRACE_DIRECTORY. OSError names what failed."""
         with open("/proc/self/mountinfo", "rb") as file:
             mounts = parse(file.read())
-        sources = _open(visible(mounts))
+        seeded = {place(seed["path"]) for seed in self.seeds if seed["type"] != "directory"}
+        # Nothing can be written over a file that is a mount point (unlink(2): EBUSY).
+        sources = _open(item for item in visible(mounts) if item.point not in seeded)
         mount("stockade", _STAGING, "tmpfs", MS_NOSUID | MS_NODEV, f"{_SIZE},mode=0755")
         for name in ("upper", "work", "root"):
             os.mkdir(f"{_STAGING}/{name}")
         if self.ordinary:
             _tmpfs(_ROOT, MS_NODEV, f"{_SIZE},mode=0755")
-            self._directories("/", {item.point for item in mounts})
+            closed = {path for seed in self.seeds if (path := closed_above(seed))}
+            self._directories("/", {item.point for item in mounts} | closed, seeded, closed)
         else:
             for item, source in sources:
                 self._layer(source, item.point, item.flags)
@@ -104,22 +107,27 @@ class Tree:
                 plant(seed)
         return os.open(TRACE_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def _directories(self, directory: str, points: set[str]) -> None:
-        """Show each entry of the host's `directory`: an overlay, or made anew where a mount lies beneath."""
+    def _directories(self, directory: str, points: set[str], seeded: set[str], closed: set[str]) -> None:
+        """Show each entry of the host's `directory`: an overlay, or made anew where one of `points` lies beneath.
+
+        What stands in the place of one of `seeded` is left out, directories in `closed` are made anew and stay empty.
+        """
         for entry in _entries(directory):
             path, target = entry.path, _ROOT + entry.path
-            if path in FRESH:
+            if path in FRESH or path in seeded:
                 continue
             if entry.is_symlink():
                 os.symlink(os.readlink(path), target)
             elif not entry.is_dir():
                 with contextlib.suppress(PermissionError):
                     self._bind(path, target)
-            elif any(point.startswith(f"{path}/") for point in points):
+            elif path in closed or any(point.startswith(f"{path}/") for point in points):
                 os.mkdir(target)
                 _like(target, os.stat(path))
+                if path in closed:
+                    continue
                 with contextlib.suppress(PermissionError):
-                    self._directories(path, points)
+                    self._directories(path, points, seeded, closed)
             else:
                 self._visible_directory(path, target)
 
@@ -160,16 +168,16 @@ class Tree:
     def _stage(self, point: str, upper: str) -> None:
         """Write the seeds that lie below `point` into its upper layer, with the parents' modes of the host."""
         for seed in self.seeds:
-            above, name = os.path.split(seed["path"])
-            place = f"{os.path.realpath(above).rstrip('/')}/{name}"
-            if not place.startswith(f"{point}/"):
+            path = place(seed["path"])
+            if not path.startswith(f"{point}/"):
                 continue
-            steps = place[len(point) + 1 :].split("/")
+            steps = path[len(point) + 1 :].split("/")
             host, made = point, upper
             for step in steps[:-1]:
                 host, made = f"{host}/{step}", f"{made}/{step}"
                 if not os.path.lexists(made):
                     os.mkdir(made, 0o755)
+                    own(made, 0, 0)
                     if os.path.isdir(host):
                         _like(made, os.stat(host))
             plant({**seed, "path": f"{made}/{steps[-1]}"})

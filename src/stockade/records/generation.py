@@ -8,6 +8,9 @@ import msgspec
 
 from .lock import Lock
 
+#: In a generation's directory: names of the exercises that passed inside before it became current.
+EXERCISES = "exercises.json"
+
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Ids with which a service runs, as numbers that its jail sees."""

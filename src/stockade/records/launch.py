@@ -126,6 +126,7 @@ class LaunchPlan(_Record, frozen=True, kw_only=True):
     groups: tuple[int, ...] = ()
     capabilities: int = 0                 # mask
     forks: bool = False
+    restart: Literal["no", "on-failure", "always"] = "no"
     landlock: LandlockPlan | None = None
     seccomp: tuple[bytes, ...] = ()
     cgroup: CgroupPlan | None = None

@@ -20,6 +20,9 @@ Outcome = Literal[
 ]
 
 
+What = Literal["generation", "kernel", "lock", "plan", "rootfs", "spec"]
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
@@ -28,9 +31,9 @@ class Probe(_Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the catalogue.
 
     `needs`: "root" when the attempt makes sense for root or a capability, else "any". `plain`: who escapes a plain
-    chroot: "root", "any" (an ordinary user as well), "object" (only when the object is inside), "" (nobody). `canaries`:
-    contents of which at least one must have been read; where it is empty the attempt's own result counts. `networks`:
-    the modes in which there is something to try.
+    chroot: "root", "any" (an ordinary user as well), "object" (only when the object is inside), "" (nothing is said).
+    `canaries`: contents of which at least one must have been read; where it is empty the attempt's own result counts.
+    `networks`: the modes in which there is something to try.
     """
 
     id: str
@@ -103,6 +106,14 @@ class Proof(_Record, frozen=True, kw_only=True):
     def findings(self) -> int:
         """The escapes, and limits that nothing sets, each counted once."""
         return self.escapes + len({result.id for run in self.runs for result in run.of("not limited")})
+
+
+class Changed(_Record, frozen=True, kw_only=True):
+    """Something that is no longer as a certificate says: digests, or numbers as text."""
+
+    what: What
+    then: str
+    now: str
 
 
 class Certificate(_Record, frozen=True, kw_only=True):

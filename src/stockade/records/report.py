@@ -9,6 +9,8 @@ import msgspec
 from .closure import Advice
 from .finding import Accepted, Finding, Mending, Severity, Unchecked
 from .host import Host
+from .proof import Changed, Proof
+from .proposal import Proposal, Refusal
 
 REPORT_VERSION = 1
 
@@ -98,8 +100,36 @@ class NewSecret(msgspec.Struct, frozen=True, kw_only=True):
     kept: str
 
 
+class WhyReport(Report, frozen=True, kw_only=True, tag="why"):
+    """`stockade why NAME`: what the walls refused, and the lines of a spec that allow it.
+
+    `works` tells whether everything worked as the jail is, `works_with_lines` whether it did in the last run, with
+    the lines in force that could be tried. `toml` has all lines together, each list whole.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    works: bool
+    works_with_lines: bool
+    runs: int
+    refusals: tuple[Refusal, ...]
+    toml: str = ""
+
+
+class PolicyReport(Report, frozen=True, kw_only=True, tag="policy"):
+    """`stockade explain NAME --policy`: what the build proposes as a policy, and what the spec says now."""
+
+    name: str
+    generation: int
+    proposal: Proposal
+
+
 class BuildReport(Report, frozen=True, kw_only=True, tag="build"):
-    """`stockade build`: what was made, how it was found and how long that took."""
+    """`stockade build`: what was made, how it was found and how long that took.
+
+    `stages` has the seconds of each stage, which together are the whole time. `ends`: it is a command that ends by
+    itself, not a service that stays.
+    """
 
     name: str
     generation: int
@@ -110,6 +140,8 @@ class BuildReport(Report, frozen=True, kw_only=True, tag="build"):
     stages: dict[str, float]
     advice: tuple[Advice, ...]
     new_secrets: tuple[NewSecret, ...]
+    ends: bool = False
+    proposal: Proposal | None = None
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,7 +251,31 @@ class RuleReport(Report, frozen=True, kw_only=True, tag="rule"):
     mendable: bool
 
 
+class ProofReport(Report, frozen=True, kw_only=True, tag="prove"):
+    """`stockade prove`: what the probes showed.
+
+    `escapes` counts differences from the policy too, `findings` also limits that nothing sets.
+    """
+
+    proof: Proof
+    escapes: int
+    findings: int
+    seconds: float
+
+
+class CertificateReport(Report, frozen=True, kw_only=True, tag="verify-certificate"):
+    """`stockade verify-certificate`: what is no longer as certified.
+
+    A changed kernel alone does not make a certificate invalid.
+    """
+
+    name: str
+    time: str
+    valid: bool
+    changed: tuple[Changed, ...]
+
+
 REPORTS: tuple[type[Report], ...] = (
     RecipesReport, ListReport, PsReport, BuildReport, ExplainReport, SummaryReport, StatusReport, DoctorReport,
-    AuditReport, RuleReport,
+    AuditReport, RuleReport, ProofReport, CertificateReport, WhyReport, PolicyReport,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """From a trace and a spec to the closure: every file that a jail needs, with the evidence. Never runs a target."""
 
 from . import elf, ldso, packages, shebang
-from .closure import resolve
+from .closure import require_command, resolve
 from .gap import gaps
 from .packages import PackageIndex
 from .summary import Step, Summary, chain, summary
@@ -15,6 +15,7 @@ __all__ = [
     "gaps",
     "ldso",
     "packages",
+    "require_command",
     "resolve",
     "shebang",
     "summary",

@@ -5,11 +5,11 @@ No system call tells which capability let it succeed, so the trace gives candida
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..records.trace import Trace
 
-__all__ = ["CANDIDATES", "candidates"]
+__all__ = ["CANDIDATES", "candidates", "strongest_first"]
 
 
 def _did(operation: str) -> Callable[[Trace], bool]:
@@ -28,6 +28,18 @@ _SIGNS: dict[str, Callable[[Trace], bool]] = {
 
 #: What is tried where those that the trace suggests do not do. None of them reaches beyond the jail.
 CANDIDATES = ("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "sys_chroot")
+
+#: What an attacker gains most by comes first: where either of two would do, the weaker one is to stay.
+_BY_STRENGTH = (
+    "sys_admin", "dac_override", "dac_read_search", "setuid", "chown", "fowner", "setgid", "net_admin", "setpcap",
+    "sys_chroot", "net_raw", "fsetid", "kill",
+)  # fmt: skip
+
+
+def strongest_first(names: Iterable[str]) -> tuple[str, ...]:
+    """The order in which capabilities are tried to be done without."""
+    places = {name: place for place, name in enumerate(_BY_STRENGTH)}
+    return tuple(sorted(names, key=lambda name: (places.get(name, len(places)), name)))
 
 
 def candidates(trace: Trace) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from .rules import rules
 from .shebang import interpreters
 from .workplace import Workplaces
 
-__all__ = ["resolve"]
+__all__ = ["require_command", "resolve"]
 
 
 def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: str = "/") -> Closure:
@@ -53,6 +53,17 @@ def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: 
         advice=tuple(advice for _, advice in sorted(collector.advice.items())),
         false_positives=tuple(positive for _, positive in sorted(collector.false_positives.items())),
     )
+
+
+def require_command(spec: Spec, *, root: str = "/") -> None:
+    """Raise ResolveError or ElfError if the host below `root` cannot execute the command of `spec`, and tell why.
+
+    The kernel says ENOENT for a missing interpreter of a script and kills what is no sound ELF file without a word.
+    """
+    collector = Collector(Host(root), spec, observed=False)
+    command = spec.service.command[0]
+    if command not in collector.made:
+        collector.named_program(command, Evidence(kind="spec", detail="the command"), what="the command")
 
 
 def _named(collector: Collector) -> None:

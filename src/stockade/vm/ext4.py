@@ -134,7 +134,8 @@ class FileSystem:
         kind = stat.S_IFMT(mode)
         if kind in (stat.S_IFREG, stat.S_IFDIR):
             size |= struct.unpack_from("<I", raw, 108)[0] << 32
-        target, extents, device = "", (), 0
+        target, device = "", 0
+        extents: tuple[tuple[int, int, int], ...] = ()
         if kind == stat.S_IFLNK and size < _FAST_LINK and not flags & _EXTENTS_FLAG:
             target = body[:size].decode("utf-8", "surrogateescape")
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):

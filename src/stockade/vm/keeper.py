@@ -19,8 +19,8 @@ from typing import Any
 from . import frames
 from .clients import Clients
 from .consolelog import ConsoleLog
-from .mconsole import Console
 from .helpers import Helpers
+from .mconsole import Console
 from .spawn import Machine, start_machine
 
 __all__ = ["Keeper", "main"]

@@ -112,7 +112,7 @@ def loops_per_jiffy(kernel: Kernel) -> int | None:
     value = kept.get("lpj")
     if isinstance(value, int) and kept.get("cpu") == _cpu():
         return value
-    words = [kernel.path, "mem=32M", "loglevel=7", "con=none", "ssl=none", "con0=null,fd:1", 
+    words = [kernel.path, "mem=32M", "loglevel=7", "con=none", "ssl=none", "con0=null,fd:1",
              *(word for word in kernel.options() if word not in ("quiet", "loglevel=1"))]  # fmt: skip
     measured = _measure(words)
     if measured is not None:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import socket
-from pathlib import Path
 from typing import Any
 
 import msgspec

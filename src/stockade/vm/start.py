@@ -131,6 +131,12 @@ def start(
 
     StateError when it runs already, its disk does not fit its base, or it does not come up; HostError without a kernel.
     """
+    if image.quarantine and (guest.network != "none" or guest.links):
+        raise StateError(
+            f"image `{image.name}` was imported and has never been booted",
+            hint=f"`stockade boot {image.name}` boots it first, on a throw-away disk without a network; or import it "
+            "with `--trusted`",
+        )
     kernel = kernels.find(guest.kernel)
     machine = store.machine(guest.name)
     place = places.guest(guest.name)
@@ -226,14 +232,17 @@ def log_tail(name: str, lines: int = 12) -> str:
     return "\n".join(line.rstrip() for line in text if line.strip())
 
 
-def stop(name: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+def stop(name: str, *, timeout_s: float | None = None, kill: bool = False) -> dict[str, Any]:
     """End a guest: its PID 1 is told to, after `timeout_s` the kernel is halted, then its processes are ended.
 
-    Returns what the keeper says last: "status" of the service, "cause". StateError when it does not run.
+    `kill`: its processes are ended at once. Returns what the keeper says last: "status" of the service, "cause". StateError when it does not run.
     """
     limit = _STOP_S if timeout_s is None else timeout_s
     with control.connect(name) as connection:
-        last = control.ask(connection, "stop", limit + _KILL_S, timeout_s=limit)
+        if kill:
+            last = control.ask(connection, "kill", _KILL_S)
+        else:
+            last = control.ask(connection, "stop", limit + _KILL_S, timeout_s=limit)
     _await_unlocked(name)
     return last
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,3 @@ def rule(code: str) -> Rule | None:
 def scoring() -> Scoring:
     """The weights of the score."""
     return msgspec.convert(_table()["score"], Scoring)
-
-
-def codes(fields: Iterable[str] = ()) -> tuple[str, ...]:
-    """Codes of the rules of which every one of `fields` (`reason`, `fix`, `needs`) is set."""
-    return tuple(code for code, entry in rules().items() if all(getattr(entry, name) for name in fields))

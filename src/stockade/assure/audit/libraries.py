@@ -16,7 +16,7 @@ from stockade.resolve.host import Host
 from .seen import Seen
 from .subject import Subject
 
-__all__ = ["Libraries"]
+__all__ = ["Beneath", "Libraries"]
 
 # A library by its name, in a directory that the dynamic linker searches by itself. Those of the name service are opened
 # by name alone, and some of libc's and the compiler's at run time.
@@ -26,7 +26,7 @@ _BY_NAME = re.compile(r".*/lib(?:nss_|gcc_s\.so|pthread|dl\.|rt\.|util\.|anl\.|t
 _OF_ITSELF = frozenset({"access", "dlopen", "implied", "spec", "include", "interpreter", "gap"})
 
 
-class _Beneath(Host):
+class Beneath(Host):
     """The tree below a root for the dynamic linker's rules, every path reached by openat2(2) inside that root."""
 
     def __init__(self, root: Root) -> None:
@@ -85,7 +85,7 @@ class Libraries:
 
     def check(self, subject: Subject) -> Iterator[Seen]:
         """What is damaged, what lacks a library, and which libraries nothing needs."""
-        host = _Beneath(self._root)
+        host = Beneath(self._root)
         try:
             loader = ldso.Loader(host)
             needed: set[str] = set()

@@ -74,7 +74,10 @@ def _file(tree: Root, proposal: Proposal) -> None:
     handle = tree.openat(proposal.path, os.O_PATH | os.O_NOFOLLOW)
     try:
         status = os.fstat(handle)
-        if (status.st_dev, status.st_ino) != mend.identity:
+        kind = stat.S_IFMT(status.st_mode)
+        same = (status.st_dev, status.st_ino) == mend.identity and status.st_mode & mend.bits == mend.bits
+        # A number is given to another file once the first has gone, so the kind of file is asked for too.
+        if not same or kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise _Refused("another file is there now")
         place = f"/proc/self/fd/{handle}"
         if mend.kind == "capabilities":

@@ -11,7 +11,7 @@ from .world import World, found_marks
 __all__ = ["PROBES"]
 
 _SIZE_BUFFER = 10
-_MASKED = ("keys", "key-users", "timer_list", "config.gz", "cmdline", "interrupts", "sched_debug", "latency_stats")
+_MASKED = ("keys", "timer_list", "config.gz", "cmdline", "interrupts", "sched_debug", "latency_stats")
 
 
 def identity(_: World) -> Result:

@@ -107,21 +107,19 @@ def moved_directory(world: World) -> Result:
 
         def work() -> dict[str, Any]:
             ready_out, ready_in = os.pipe()
-            moved_out, moved_in = os.pipe()
+            os.chdir(f"{place}/root/inner")
             mover = os.fork()
             if mover == 0:
-                os.read(ready_out, 1)
-                os.rename(f"{place}/root/inner", f"{place}/out/inner")
-                os.write(moved_in, b"x")
+                os.close(ready_in)
+                if os.read(ready_out, 1):
+                    os.rename(f"{place}/root/inner", f"{place}/out/inner")
                 os._exit(0)
             try:
                 os.chroot(f"{place}/root")
-            finally:
-                if os.stat("/").st_ino != os.stat(".").st_ino:
-                    os.chdir("/inner")
                 os.write(ready_in, b"x")
+            finally:
+                os.close(ready_in)
                 os.waitpid(mover, 0)
-            os.read(moved_out, 1)
             return climb(world)
 
         return judged("chroot and a directory that moves", in_child(work))

@@ -12,7 +12,7 @@ from typing import Any
 from .calls import Kernel, error_name
 from .results import MARK
 
-__all__ = ["World", "found_marks", "in_child"]
+__all__ = ["World", "found_marks", "hear", "in_child", "say"]
 
 _SCRATCH = ("/tmp", "/var/tmp", "/run", "/dev/shm", "/")
 

@@ -1,0 +1,1 @@
+"""What a policy should allow: read off what was observed. Pure: runs nothing, changes nothing."""

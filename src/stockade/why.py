@@ -1,0 +1,169 @@
+"""Why was it blocked? Run behind the walls, see what they refuse, run again with what would allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from .build.generations import Store
+from .build.secrets import ensure, substitutions
+from .build.seeds import client_seeds
+from .contain.identity import account
+from .errors import NotFoundError, StateError
+from .policy import changes
+from .policy.blocked import Blocked, blocked
+from .records.generation import Generation
+from .records.lock import Lock, LockDirectory
+from .records.proposal import Refusal
+from .records.report import WhyReport
+from .records.spec import Ready, Spec
+from .records.text import escape, unescape
+from .records.trace import Trace
+from .trial import Trial, try_inside
+
+__all__ = ["Diagnosis", "diagnose", "explained", "why"]
+
+MOST_RUNS = 5
+Progress = Callable[[str], None]
+Run = Callable[[Spec, Lock], Trial]
+
+
+@dataclass
+class Diagnosis:
+    """What was refused over all runs, in the order found. `works`: in the first run; `cured`: in the last one."""
+
+    spec: Spec
+    loosened: Spec
+    works: bool
+    cured: bool
+    runs: int = 1
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def toml(self) -> str:
+        """All lines that help, under their tables."""
+        return changes.toml(changes.lines(self.spec, self.loosened))
+
+
+def works(trial: Trial) -> bool:
+    """Whether the service or command did what it should, a command by its status."""
+    return trial.passed and not trial.status
+
+
+def diagnose(
+    first: Trial, spec: Spec, lock: Lock, rootfs: Path, *, run: Run, outside: Trace | None = None,
+    good: Callable[[Trial], bool] = works,
+) -> Diagnosis:  # fmt: skip
+    """Why the run `first` of the jail in `rootfs` met refusals, and whether the lines that lift them do.
+
+    `run` tries it with another spec and lock. What was refused is allowed, all at once, and tried again until nothing
+    new is refused: a program goes on to the next thing that it may not do.
+    """
+    found: dict[tuple[str, str, str], Blocked] = {}
+    known = lock
+    tried, trial, runs = spec, first, 1
+    while True:
+        now = {one.key: one for one in blocked(trial.trace, tried, known, outside=outside)}
+        new = {key: one for key, one in now.items() if key not in found}
+        found |= new
+        wanted = [one.change for one in new.values() if one.change is not None and one.tried]
+        if not wanted or runs == MOST_RUNS:
+            break
+        for change in wanted:
+            tried = change(tried)
+        known = _with_directories(lock, tried, rootfs)
+        trial, runs = run(tried, known), runs + 1
+    result = Diagnosis(spec, spec, good(first), good(trial), runs)
+    for key, one in found.items():
+        refusal = _judged(one, still=key in now, spec=spec, ran=runs > 1)
+        result.refusals.append(refusal)
+        if one.change is not None and refusal.lines:
+            result.loosened = one.change(result.loosened)
+    return result
+
+
+def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
+    """The refusal with lines in terms of the spec as it is, and whether a run has shown that they help."""
+    if one.change is None:
+        return one.refusal
+    lines = changes.lines(spec, one.change(spec))
+    if not one.tried or not ran:
+        return msgspec.structs.replace(one.refusal, lines=lines)
+    if still:
+        return msgspec.structs.replace(
+            one.refusal, lines=(), confirmed=False,
+            reason=f"{one.refusal.reason}; it was tried, and stays refused",
+        )  # fmt: skip
+    return msgspec.structs.replace(one.refusal, lines=lines, confirmed=True)
+
+
+def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
+    """The lock with the directories that `spec` makes writable and the build does not know yet."""
+    known = {unescape(found.path) for found in lock.directories}
+    made = []
+    for number, (path, wanted) in enumerate(spec.directories.items()):
+        if unescape(path) not in known:
+            who = account(rootfs, wanted.owner)
+            volume = f"tried-{number}" if wanted.kind == "volume" else ""
+            made.append(LockDirectory(path=path, mode=int(wanted.mode, 8), uid=who.uid, gid=who.gid, volume=volume))
+    return msgspec.structs.replace(lock, directories=(*lock.directories, *made))
+
+
+def explained(diagnosis: Diagnosis) -> str:
+    """Sentences for an error: what was refused and the lines that allow it; "" when no wall refused anything."""
+    parts = []
+    for refusal in diagnosis.refusals:
+        times = f" ({refusal.count} times)" if refusal.count > 1 else ""
+        parts.append(f"refused: {refusal.what}{times}, {refusal.error}: {refusal.reason}")
+    if diagnosis.toml:
+        effect = "with these lines it works" if diagnosis.cured else "to allow what can be allowed"
+        parts += [f"{effect}, in the spec:", *(f"  {line}" for line in diagnosis.toml.splitlines())]
+    return "\n".join(parts)
+
+
+def why(name: str, command: Sequence[str] = (), *, progress: Progress | None = None) -> WhyReport:
+    """What the walls of the jail `name` refuse its service in its exercises, or `command` in the service's place.
+
+    It runs beside the jail, with a network and volumes of its own, which vanish. NotFoundError where nothing was
+    built, StateError while the jail is being built or where it has no filter and rights to tell of (plain chroot).
+    """
+    store = Store(name)
+    generation = store.current() if store.exists() else None
+    if generation is None:
+        raise NotFoundError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
+    spec = _spec(generation)
+    if spec.walls == ("chroot",):
+        raise StateError(
+            f"jail `{name}` is a plain chroot: it refuses nothing but what lies outside of it",
+            hint='`walls = ["jail"]` has walls to ask about',
+        )
+    if command:
+        service = msgspec.structs.replace(spec.service, command=tuple(command), ready=Ready(), forks=False)
+        spec = msgspec.structs.replace(spec, service=service, exercises=())
+    materials = ensure(spec, store.secrets)
+    with store.hold(generation.number), store.new() as aside:
+
+        def run(wanted: Spec, lock: Lock) -> Trial:
+            return try_inside(
+                wanted, lock, generation.path, store=store, client_seeds=client_seeds(spec, materials),
+                substitutions=substitutions(spec, materials), progress=progress, scratch=aside.path,
+            )  # fmt: skip
+
+        first = run(spec, generation.lock)
+        diagnosis = diagnose(first, spec, generation.lock, generation.rootfs, run=run)
+    return WhyReport(
+        name=name,
+        command=tuple(escape(word) for word in spec.service.command),
+        works=diagnosis.works,
+        works_with_lines=diagnosis.cured,
+        runs=diagnosis.runs,
+        refusals=tuple(diagnosis.refusals),
+        toml=diagnosis.toml,
+    )
+
+
+def _spec(generation: Generation) -> Spec:
+    return msgspec.json.decode((generation.path / "spec.json").read_bytes(), type=Spec)

@@ -1,0 +1,268 @@
+"""Take one wall away, and the probes that guard it report the escape; with all of them nothing does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from proving_jail import LIMITS, found, make_jail, needs_root, outcomes, state_of_host
+
+from stockade import contain, places
+from stockade.assure.catalogue import catalogue
+from stockade.assure.prove import prove
+from stockade.errors import WallError
+from stockade.records.launch import Bind, Filesystem, LaunchPlan, ReadOnly
+from stockade.records.proof import Proof
+
+SOURCES = Path(__file__).resolve().parents[2] / "warden"
+Change = Callable[[LaunchPlan], LaunchPlan]
+
+replace = msgspec.structs.replace
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    needs_root()
+    monkeypatch.setenv("STOCKADE_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    assert not list(places.jails().glob("*/.prove-*")), "a proof left its directory"
+    assert contain.running() == ()
+
+
+def test_nothing_escapes_a_jail_with_all_its_walls(home: Path) -> None:
+    make_jail(limits=LIMITS)
+    before = state_of_host()
+    proof = prove("test")
+    assert state_of_host() == before
+    assert outcomes(proof.runs, "escaped") == set()
+    assert [difference for run in proof.runs for difference in run.differences] == []
+    assert outcomes(proof.runs, "not limited") == set()
+    assert proof.findings == 0
+    assert {(run.user, run.network) for run in proof.runs} == {
+        (user, network) for user in ("www", "root") for network in ("none", "private", "host")
+    }
+    assert all(result.detail for run in proof.runs for result in run.results)
+    assert outcomes(proof.runs, "held") >= set(catalogue()) - outcomes(proof.runs, "not testable") - {"V10"}
+
+
+def test_probes_run_with_the_host_ids_of_the_jail(home: Path) -> None:
+    make_jail()
+    first = contain.for_jail("test").first
+    assert {(run.user, run.uid) for run in prove("test").runs} == {("www", first + 33), ("root", first)}
+
+
+def _without_namespace(name: str) -> Change:
+    return lambda plan: replace(
+        plan, namespaces=tuple(kind for kind in plan.namespaces if kind != name),
+        hostname=os.uname().nodename if name == "uts" else plan.hostname, loopback=plan.loopback and name != "net",
+        sysctls=tuple(pair for pair in plan.sysctls if name != "net" or "/net/" not in pair[0]),
+    )  # fmt: skip
+
+
+def _unfiltered(plan: LaunchPlan) -> LaunchPlan:
+    return replace(plan, seccomp=())
+
+
+def _unmasked(plan: LaunchPlan) -> LaunchPlan:
+    return replace(plan, mounts=tuple(
+        step for step in plan.mounts
+        if not (isinstance(step, (Bind, Filesystem)) and step.target.startswith("/proc/"))
+        and not (isinstance(step, ReadOnly) and step.path.startswith("/proc/"))
+    ))  # fmt: skip
+
+
+def _more(plan: LaunchPlan) -> LaunchPlan:
+    """Every capability in the jail's own user namespace, and no filter: root inside as a container has it at worst."""
+    return replace(plan, seccomp=(), landlock=None, capabilities=(1 << 41) - 1)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """A change that takes it away, and the probes that have to report it."""
+
+    change: Change
+    report: frozenset[str]
+
+
+WALLS = {
+    "seccomp": Wall(_unfiltered, frozenset({"V6", "V8", "V9", "K10", "K11", "K12", "K16", "K17"})),
+    "the limit on user namespaces": Wall(
+        lambda plan: replace(plan, seccomp=(), sysctls=()), frozenset({"V5"})
+    ),
+    "the pid namespace": Wall(_without_namespace("pid"), frozenset({"P5", "P8"})),
+    "the ipc namespace": Wall(_without_namespace("ipc"), frozenset({"T5", "T6"})),
+    "the uts namespace": Wall(_without_namespace("uts"), frozenset({"I1"})),
+    "the network namespace": Wall(_without_namespace("net"), frozenset({"N1", "N4", "N5"})),
+    "Landlock, with the host's network": Wall(
+        lambda plan: replace(_without_namespace("net")(plan), landlock=None), frozenset({"T4"})
+    ),
+    "the masks over proc": Wall(_unmasked, frozenset({"I4"})),
+    "capabilities and filter": Wall(_more, frozenset({"F6", "F11", "F12", "F13", "F17", "K15"})),
+    "control groups and rlimits": Wall(
+        lambda plan: replace(plan, cgroup=None, limits=()), frozenset({"R1", "R2", "R4"})
+    ),
+    "the size of each tmpfs": Wall(
+        lambda plan: replace(plan, mounts=tuple(
+            replace(step, options=("mode=1777",)) if isinstance(step, Filesystem) and step.target == "/tmp" else step
+            for step in plan.mounts
+        )),
+        frozenset({"R3"}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_probes_report_a_wall_that_is_taken_away(home: Path, name: str) -> None:
+    make_jail(limits=LIMITS)
+    proof = prove("test", change=WALLS[name].change)
+    reported = outcomes(proof.runs, "escaped") | outcomes(proof.runs, "not limited")
+    lacking = outcomes(proof.runs, "not testable")
+    assert reported >= WALLS[name].report - lacking
+    assert WALLS[name].report - lacking, f"nothing here can show that {name} is missing"
+    assert proof.findings > 0
+
+
+def test_a_launch_without_a_user_namespace_is_refused(home: Path) -> None:
+    """No plan can take this wall away: the warden would be root, and maps no ids but in a namespace of the jail's."""
+    make_jail()
+    with pytest.raises(WallError, match="id map"):
+        prove("test", change=_without_namespace("user"))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A step of the warden: the file and text that go, what comes instead, and the probes that have to report it."""
+
+    file: str
+    text: str
+    instead: str
+    report: frozenset[str]
+    change: Change = _unfiltered
+    differences: frozenset[str] = frozenset()
+
+
+STEPS = {
+    "no_new_privs": Missing(
+        "service.c", 'if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)\n        fail("no_new_privs", "");', "",
+        frozenset({"V1", "V3"}), lambda plan: replace(plan, seccomp=(), landlock=None),
+        frozenset({"truth-no-new-privs"}),
+    ),
+    "closing descriptors": Missing(
+        "util.c", "    unsigned next = 0;\n", "    unsigned next = 0;\n    if (count < 4096)\n        return;\n",
+        frozenset({"F4"}), differences=frozenset({"truth-descriptors"}),
+    ),
+    "giving groups up": Missing(
+        "service.c", "supplementary_groups(plan);", ";", frozenset({"V7"}), differences=frozenset({"truth-groups"}),
+    ),
+    "the bounding set": Missing(
+        "service.c", "bounding_limit(settings->capabilities);", "(void)bounding_limit;", frozenset({"V3"}),
+        differences=frozenset({"truth-capabilities"}),
+    ),
+    "a session of its own": Missing(
+        "service.c", 'if (setsid() < 0)\n        fail("setsid", "");', "", frozenset({"T1", "T2"}),
+    ),
+    "detaching the old root": Missing(
+        "mounts.c", 'if (sys_umount2(".", UMOUNT_DETACH) != 0)\n        fail("umount", "old root");', "",
+        frozenset({"F1", "F2", "F3", "F5"}),
+        lambda plan: replace(plan, seccomp=(), landlock=None, capabilities=1 << 18),
+    ),
+    "refusing symlinks": Missing(
+        "mounts.c", "(record->a & TREE_OWN) != 0 ? RESOLVE_NO_SYMLINKS : 0;", "0;", frozenset({"F19"}),
+    ),
+    "a clean environment": Missing(
+        "service.c", "execute(argv, variables);", "(void)variables;\n    execute(argv, environ);", frozenset({"I3"}),
+        differences=frozenset({"truth-environment"}),
+    ),
+}  # fmt: skip
+
+
+def _warden_without(step: Missing, place: Path) -> Path:
+    """The warden, compiled without one of its steps."""
+    if shutil.which("gcc") is None or shutil.which("make") is None:
+        pytest.skip("`apt-get install gcc make`: a warden without this step has to be compiled")
+    shutil.copytree(SOURCES, place)
+    source = place / step.file
+    text = source.read_text()
+    assert text.count(step.text) == 1, "the step is written otherwise now: change this test"
+    source.write_text(text.replace(step.text, step.instead))
+    if "environ" in step.instead:
+        main = place / "main.c"
+        text = main.read_text()
+        assert text.count("sys_execveat(copy, argv, nothing);") == 1
+        text = text.replace("sys_execveat(copy, argv, nothing);", "(void)nothing;\n    sys_execveat(copy, argv, environ);")
+        main.write_text(text.replace(" && environ[0] == NULL", ""))
+    made = subprocess.run(
+        ["make", "-C", place, "-j2", f"OUTPUT={place}/out", "CFLAGS=-std=c11 -O0 -static -fno-pie"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return place / "out"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_probes_report_a_step_that_the_warden_leaves_out(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    step = STEPS[name]
+    make_jail()
+    warden = _warden_without(step, tmp_path / "warden")
+    for module in ("stockade.contain", "stockade.contain.spawn", "stockade.contain.network"):
+        __import__(module)
+        if hasattr(sys.modules[module], "warden_path"):
+            monkeypatch.setattr(sys.modules[module], "warden_path", lambda: str(warden))
+    proof = prove("test", change=step.change)
+    assert outcomes(proof.runs, "escaped") >= step.report
+    assert {found.code for run in proof.runs for found in run.differences} >= step.differences
+
+
+def test_with_every_step_the_same_plans_are_held(home: Path) -> None:
+    """What the warden's own steps hold back, they hold back without the filter too."""
+    make_jail()
+    for change in {step.change for step in STEPS.values()}:
+        proof = prove("test", change=change)
+        guarded = frozenset().union(*(step.report for step in STEPS.values() if step.change is change))
+        assert guarded
+        assert not outcomes(proof.runs, "escaped") & guarded
+        assert not [difference for run in proof.runs for difference in run.differences]
+
+
+def test_limits_that_are_not_set_are_findings(home: Path) -> None:
+    make_jail(volume=True)
+    proof: Proof = prove("test")
+    assert outcomes(proof.runs, "not limited") == {"R1", "R2", "R3", "R4"}
+    assert proof.escapes == 0
+    assert proof.findings == 4
+    assert "the volume /srv has no limit" in found(proof.runs[-1], "R3").detail
+
+
+def test_volumes_of_the_jail_are_not_touched(home: Path) -> None:
+    make_jail(volume=True)
+    volume = places.jail("test") / "volumes" / "srv"
+    (volume / "kept").write_text("mine")
+    before = (volume.stat().st_mtime_ns, os.listdir(volume))
+    prove("test")
+    assert (volume.stat().st_mtime_ns, os.listdir(volume)) == before
+
+
+def test_a_proof_beside_the_running_jail_disturbs_neither(home: Path) -> None:
+    make_jail(service={"command": ["/bin/busybox", "sleep", "100"], "user": "www"})
+    with contain.launch("test") as running:
+        assert prove("test").escapes == 0
+        assert os.path.exists(f"/proc/{running.pid}")
+
+
+def test_what_a_killed_proof_left_is_removed_by_the_next(home: Path) -> None:
+    make_jail()
+    code = "import os; from stockade.assure import prove as p\np._PROBES\nfrom stockade.assure.walls import workplace\n"
+    code += "with workplace('test') as place: os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert done.returncode == -9
+    assert len(list(places.jail("test").glob(".prove-*"))) == 1
+    prove("test")
