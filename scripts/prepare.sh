@@ -40,9 +40,9 @@ install_packages() {
     say "installing:$missing"
     (
         keep_daemons_still
-        as_root timeout 300 apt-get -qq update
+        as_root timeout --foreground 300 apt-get -qq update
         # shellcheck disable=SC2086  # one word for each package
-        as_root env DEBIAN_FRONTEND=noninteractive timeout 1200 \
+        as_root env DEBIAN_FRONTEND=noninteractive timeout --foreground 1200 \
             apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install --no-install-recommends $missing >&2
     )
 }
@@ -54,7 +54,7 @@ make_environment() {
         return 0
     fi
     say "preparing .venv"
-    [ -x .venv/bin/pip ] || timeout 120 /usr/bin/python3 -m venv .venv
-    timeout 600 .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
+    [ -x .venv/bin/pip ] || timeout --foreground 120 /usr/bin/python3 -m venv .venv
+    timeout --foreground 600 .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
     touch "$stamp"
 }

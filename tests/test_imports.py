@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 """What each part may import of the others."""
 
-COMPOSING = {"__init__", "__main__", "workflow", "trial", "contained", "api", "machines", "cli"}
+COMPOSING = {"__init__", "__main__", "workflow", "trial", "contained", "api", "machines", "lifecycle", "cli"}
 """What may import everything."""
 
 

@@ -9,8 +9,10 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,14 +24,16 @@
 #include <unistd.h>
 
 #define SOCKETS 64
-#define CHUNK (1U << 18)      /* bytes that one splice asks for, and the size of a pipe */
-#define TURN (8U * CHUNK)     /* bytes that a connection may move before the others get their turn */
+#define COPIED (1U << 16)     /* bytes up to which copying costs less than two splices */
+#define CHUNK (1U << 20)      /* bytes that one splice asks for, and the size of a pipe */
+#define TURN (4U * CHUNK)     /* bytes that a connection may move before the others get their turn */
+#define ACCEPTED 16           /* connections taken before those that are open get their turn */
 #define SESSIONS 512          /* UDP peers at once */
 #define SESSION_SECONDS 60
 #define DATAGRAM 65536
 #define EVENTS 128
 
-enum kind { LISTENER, DATAGRAMS, STREAM, SESSION, LIFELINE };
+enum kind { LISTENER, DATAGRAMS, OUTER, INNER, SESSION, LIFELINE };
 
 /* First member of everything that epoll points to. */
 struct source {
@@ -42,16 +46,19 @@ struct gate {
     uint16_t port;
 };
 
-/* What flows one way: from one socket into a pipe, and from the pipe into the other socket. */
+/* What flows one way. Little is copied through a buffer; a bulk of data goes by splice(2) through a pipe, which is made
+ * when there is need of one. `held` bytes are in `rest`, if that is not NULL, else in the pipe. */
 struct half {
+    int from, to;
     int pipe[2];
-    size_t held;
-    bool ended, shut;
+    char *rest;
+    size_t held, rest_at;
+    bool bulk, ending, ended, shut;
 };
 
 struct stream {
-    struct source source;   /* fd: the client's socket */
-    int inner;
+    struct source outer;    /* the client's socket */
+    struct source inner;
     struct half half[2];    /* 0: client to service, 1: back */
     bool closed;
     struct stream *next_closed;
@@ -75,6 +82,7 @@ static struct session *sessions[SESSIONS];
 static struct stream *closed_streams;
 static struct session *ended_sessions;
 static char datagram[DATAGRAM];
+static char copied[COPIED];
 
 static time_t now(void)
 {
@@ -83,6 +91,8 @@ static time_t now(void)
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec;
 }
+
+#define STREAM_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
 
 static int watch(int operation, int fd, struct source *source, uint32_t events)
 {
@@ -129,15 +139,18 @@ static void close_stream(struct stream *stream, bool broken)
         return;
     stream->closed = true;
     if (broken) {
-        refuse(stream->source.fd);
-        refuse(stream->inner);
+        refuse(stream->outer.fd);
+        refuse(stream->inner.fd);
     } else {
-        close(stream->source.fd);
-        close(stream->inner);
+        close(stream->outer.fd);
+        close(stream->inner.fd);
     }
     for (int way = 0; way < 2; way++) {
-        close(stream->half[way].pipe[0]);
-        close(stream->half[way].pipe[1]);
+        free(stream->half[way].rest);
+        if (stream->half[way].pipe[0] >= 0) {
+            close(stream->half[way].pipe[0]);
+            close(stream->half[way].pipe[1]);
+        }
     }
     stream->next_closed = closed_streams;
     closed_streams = stream;
@@ -160,96 +173,174 @@ static void free_closed(void)
     }
 }
 
-enum progress { WAITING, MORE, BROKEN };
+enum progress { WAITING, MORE, ENDED, BROKEN };
 
-static enum progress pump(struct half *half, int from, int to)
+static bool is_busy(void)
 {
-    const unsigned flags = SPLICE_F_NONBLOCK | SPLICE_F_MOVE;
+    return errno == EAGAIN || errno == EINTR;
+}
+
+/* A pipe for a bulk of data; without one everything is copied. */
+static void begin_bulk(struct half *half)
+{
+    if (half->pipe[0] < 0 && pipe2(half->pipe, O_NONBLOCK | O_CLOEXEC) == 0)
+        fcntl(half->pipe[0], F_SETPIPE_SZ, CHUNK); /* a refused one is smaller, no more */
+    half->bulk = half->pipe[0] >= 0;
+}
+
+/* Sends on what is held. False when nothing more can be sent now, or at all. */
+static bool flush(struct half *half, enum progress *progress)
+{
+    while (half->held > 0) {
+        const ssize_t out =
+            half->rest != NULL
+                ? send(half->to, half->rest + half->rest_at, half->held, MSG_DONTWAIT | MSG_NOSIGNAL)
+                : splice(half->pipe[0], NULL, half->to, NULL, half->held, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+        if (out <= 0) {
+            *progress = is_busy() ? WAITING : BROKEN;
+            return false;
+        }
+        half->held -= (size_t)out;
+        half->rest_at += (size_t)out;
+    }
+    free(half->rest);
+    half->rest = NULL;
+    return true;
+}
+
+/* Reads into the pipe. As splice(2). */
+static ssize_t take_bulk(struct half *half)
+{
+    const ssize_t in = splice(half->from, NULL, half->pipe[1], NULL, CHUNK, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+
+    if (in > 0)
+        half->held = (size_t)in;
+    return in;
+}
+
+/* Reads and sends on at once; what cannot be sent is held. As recv(2). */
+static ssize_t take_little(struct half *half)
+{
+    const ssize_t in = recv(half->from, copied, sizeof copied, MSG_DONTWAIT);
+
+    if (in <= 0)
+        return in;
+    const ssize_t out = send(half->to, copied, (size_t)in, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (out < 0 && !is_busy())
+        return -1;
+    const size_t sent = out < 0 ? 0 : (size_t)out;
+    if (sent < (size_t)in) {
+        half->rest = malloc((size_t)in - sent);
+        if (half->rest == NULL)
+            return -1;
+        memcpy(half->rest, copied + sent, (size_t)in - sent);
+        half->held = (size_t)in - sent;
+        half->rest_at = 0;
+    }
+    if ((size_t)in == sizeof copied)
+        begin_bulk(half);
+    return in;
+}
+
+/* Moves what has come, until there is no more, no room for it, or it is the others' turn. */
+static enum progress pump(struct half *half)
+{
+    enum progress progress = WAITING;
     size_t moved = 0;
 
     while (moved < TURN) {
-        ssize_t in = 0, out = 0;
-
-        if (!half->ended) {
-            in = splice(from, NULL, half->pipe[1], NULL, CHUNK, flags);
-            if (in > 0)
-                half->held += (size_t)in;
-            else if (in == 0)
-                half->ended = true;
-            else if (errno != EAGAIN && errno != EINTR)
-                return BROKEN;
+        if (!flush(half, &progress))
+            return progress;
+        if (half->ended)
+            return ENDED;
+        const bool bulk = half->bulk;
+        const ssize_t in = bulk ? take_bulk(half) : take_little(half);
+        if (in == 0) {
+            half->ended = true;
+            continue;
         }
-        if (half->held > 0) {
-            out = splice(half->pipe[0], NULL, to, NULL, half->held, flags);
-            if (out > 0) {
-                half->held -= (size_t)out;
-                moved += (size_t)out;
-            } else if (out < 0 && errno != EAGAIN && errno != EINTR) {
-                return BROKEN;
-            }
-        }
-        if (half->ended && half->held == 0) {
-            if (!half->shut && shutdown(to, SHUT_WR) != 0 && errno != ENOTCONN)
-                return BROKEN;
-            half->shut = true;
+        if (in < 0 && !is_busy())
+            return BROKEN;
+        if (in < 0) {
+            half->bulk = half->bulk && moved > sizeof copied;
             return WAITING;
         }
-        if (in <= 0 && out <= 0)
+        moved += (size_t)in;
+        /* A short read has emptied a stream socket (epoll(7)), unless its end came with it. */
+        if (!bulk && (size_t)in < sizeof copied && half->held == 0 && !half->ending)
             return WAITING;
     }
     return MORE;
 }
 
-static void run_stream(struct stream *stream)
+static void run_half(struct stream *stream, int way, struct source *source)
 {
-    const uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-    const enum progress there = pump(&stream->half[0], stream->source.fd, stream->inner);
-    const enum progress back =
-        there == BROKEN ? BROKEN : pump(&stream->half[1], stream->inner, stream->source.fd);
+    struct half *half = &stream->half[way], *other = &stream->half[1 - way];
+    const enum progress progress = half->shut ? WAITING : pump(half);
 
-    if (back == BROKEN)
+    if (progress == BROKEN)
         close_stream(stream, true);
-    else if (stream->half[0].shut && stream->half[1].shut)
+    else if (progress == ENDED && other->shut)
         close_stream(stream, false);
-    else if (there == MORE || back == MORE)
+    else if (progress == ENDED)
+        half->shut = shutdown(half->to, SHUT_WR) == 0 || errno == ENOTCONN;
+    else if (progress == MORE)
         /* Changing an edge-triggered watch reports what is ready once again. */
-        watch(EPOLL_CTL_MOD, stream->source.fd, &stream->source, events);
+        watch(EPOLL_CTL_MOD, source->fd, source, STREAM_EVENTS);
+    if (progress == ENDED && !stream->closed && !half->shut)
+        close_stream(stream, true);
 }
 
-static void accept_stream(const struct gate *gate)
+/* What arrived at one socket goes to the other; a socket that takes data again gets what was held for it. */
+static void run_stream(struct stream *stream, struct source *source, uint32_t events)
 {
-    const uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-    const int client = accept4(gate->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    struct stream *stream;
-    int inner;
+    const int in = source->kind == OUTER ? 0 : 1, out = 1 - in;
 
-    if (client < 0)
-        return;
-    inner = connect_inside(SOCK_STREAM, gate->port);
-    if (inner < 0) {
+    if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
+        stream->half[in].ending = true;
+    if (!stream->closed && (events & EPOLLOUT) != 0 && stream->half[out].held > 0)
+        run_half(stream, out, out == 0 ? &stream->outer : &stream->inner);
+    if (!stream->closed && (events & ~(uint32_t)EPOLLOUT) != 0)
+        run_half(stream, in, source);
+}
+
+static struct stream *stream_of(struct source *source)
+{
+    const size_t offset = source->kind == OUTER ? offsetof(struct stream, outer) : offsetof(struct stream, inner);
+
+    return (struct stream *)(void *)((char *)source - offset);
+}
+
+static void begin_stream(int client, uint16_t port)
+{
+    const int yes = 1, inner = connect_inside(SOCK_STREAM, port);
+    struct stream *stream = inner < 0 ? NULL : calloc(1, sizeof *stream);
+
+    if (stream == NULL) {
         refuse(client);
+        if (inner >= 0)
+            close(inner);
         return;
     }
-    stream = calloc(1, sizeof *stream);
-    if (stream == NULL || pipe2(stream->half[0].pipe, O_NONBLOCK | O_CLOEXEC) != 0) {
-        free(stream);
-        refuse(client);
-        close(inner);
-        return;
-    }
-    if (pipe2(stream->half[1].pipe, O_NONBLOCK | O_CLOEXEC) != 0) {
-        close(stream->half[0].pipe[0]);
-        close(stream->half[0].pipe[1]);
-        free(stream);
-        refuse(client);
-        close(inner);
-        return;
-    }
-    stream->source = (struct source){.kind = STREAM, .fd = client};
-    stream->inner = inner;
-    if (watch(EPOLL_CTL_ADD, client, &stream->source, events) != 0 ||
-        watch(EPOLL_CTL_ADD, inner, &stream->source, events) != 0)
+    setsockopt(inner, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    stream->outer = (struct source){.kind = OUTER, .fd = client};
+    stream->inner = (struct source){.kind = INNER, .fd = inner};
+    stream->half[0] = (struct half){.from = client, .to = inner, .pipe = {-1, -1}};
+    stream->half[1] = (struct half){.from = inner, .to = client, .pipe = {-1, -1}};
+    if (watch(EPOLL_CTL_ADD, client, &stream->outer, STREAM_EVENTS) != 0 ||
+        watch(EPOLL_CTL_ADD, inner, &stream->inner, STREAM_EVENTS) != 0)
         close_stream(stream, true);
+}
+
+static void accept_streams(const struct gate *gate)
+{
+    for (int taken = 0; taken < ACCEPTED; taken++) {
+        const int client = accept4(gate->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (client < 0)
+            return;
+        begin_stream(client, gate->port);
+    }
 }
 
 static void end_session(size_t index)
@@ -376,6 +467,9 @@ static void open_gate(struct gate *gate, const char *text)
         getsockopt(gate->source.fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0)
         fail("forward socket", text);
     gate->source.kind = type == SOCK_STREAM ? LISTENER : DATAGRAMS;
+    /* What it accepts inherits this: what one side sent goes on at once, as it did there. */
+    if (type == SOCK_STREAM && setsockopt(gate->source.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
+        fail("forward socket", text);
     if (type != SOCK_STREAM &&
         setsockopt(gate->source.fd, family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6,
                    family == AF_INET ? IP_PKTINFO : IPV6_RECVPKTINFO, &on, sizeof on) != 0)
@@ -389,13 +483,16 @@ static void open_gate(struct gate *gate, const char *text)
 /* From here on the process is nobody, in the jail's network, and cannot become anything else. */
 static void enter_network(int pidfd, uid_t uid, gid_t gid)
 {
-    if (geteuid() != 0 && sys_setns(pidfd, NEW_USER) != 0)
+    /* In the namespace an ordinary user may well be 0, with ids that cannot be given up. */
+    const bool privileged = geteuid() == 0;
+
+    if (!privileged && sys_setns(pidfd, NEW_USER) != 0)
         fail("forward setns user", "");
     if (sys_setns(pidfd, NEW_NET) != 0)
         fail("forward setns net", "");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         fail("forward no_new_privs", "");
-    if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0))
+    if (privileged && (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0))
         fail("forward ids", "");
     if (sys_capset(0, 0) != 0)
         fail("forward capset", "");
@@ -423,14 +520,14 @@ static void serve(struct epoll_event *event)
 
     switch (source->kind) {
     case LISTENER:
-        accept_stream((struct gate *)source);
+        accept_streams((struct gate *)source);
         break;
     case DATAGRAMS:
         receive_datagrams((struct gate *)source);
         break;
-    case STREAM:
-        if (!((struct stream *)source)->closed)
-            run_stream((struct stream *)source);
+    case OUTER:
+    case INNER:
+        run_stream(stream_of(source), source, event->events);
         break;
     case SESSION:
         answer_datagrams((struct session *)source);

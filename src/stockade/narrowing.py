@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from .contain.identity import users
+from .errors import ExerciseError, ServiceError
 from .policy.blocked import blocked, granted
+from .policy.proposal import propose
 from .records.lock import Lock
+from .records.proposal import Proposal
 from .records.spec import Spec
 from .records.trace import Trace
 from .resolve.capabilities import strongest_first
 from .trial import Trial
-from .why import Diagnosis, Run, diagnose
+from .why import Diagnosis, Run, diagnose, explained
 
-__all__ = ["Least", "Wanted", "least", "reasons"]
+__all__ = ["Least", "Wanted", "failure", "least", "proposal", "reasons"]
 
 Progress = Callable[[str], None]
 
@@ -88,3 +92,30 @@ def reasons(
             loosened = less
     found.loosened = loosened
     return found
+
+
+def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, *, observed: bool) -> ServiceError:
+    """What failed in `trial`, what was refused, and how to allow it. `observed`: it worked outside."""
+    where = "works outside, not in its jail" if observed else "does not work in its jail"
+    kind, hint = ServiceError, "`-v` shows the service's log"
+    result = next((result for result in trial.exercises if not result.passed), None)
+    if trial.failure is not None:
+        message, hint = f"the service {where}: {trial.failure.message}", trial.failure.hint or hint
+    elif result is not None:
+        kind = ExerciseError
+        said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        message = f"exercise `{result.name}` {where}: {result.reason}"
+        hint = f"it said: {said[-1]}" if said else hint
+    else:
+        message = f"the command {where}: status {trial.status} inside, {wanted.status} outside"
+    lines = explained(diagnosis)
+    if lines:
+        message, hint = f"{message}\n{lines}", diagnosis.advice or hint
+    return kind(message, hint=hint, log=trial.log)
+
+
+def proposal(
+    trial: Trial, spec: Spec, lock: Lock, rootfs: Path, *, missed: Mapping[str, Sequence[str]], outside: Trace | None
+) -> Proposal:
+    """The narrowest policy for what was done in `trial`, in which everything worked."""
+    return propose(trial.trace, spec, lock, names=users(rootfs), missed=missed, outside=outside)

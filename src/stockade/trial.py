@@ -15,6 +15,7 @@ import msgspec
 from . import contain, observe
 from .build.generations import Store, ids_of, on_files
 from .contain.communicate import PIPES, communicate
+from .contain.runfiles import start_time
 from .contain.volumes import prepare
 from .errors import ServiceError
 from .records.exercise import ExerciseResult, Outcome
@@ -92,7 +93,7 @@ def try_inside(
                 alive=lambda: _exists(jail.init_pid),
                 log=lambda: _tail(log.fileno()),
                 run_inside=lambda command, text, timeout_s, attach: _outcome(
-                    _behind_the_walls(generation, jail, command, scratch / "plan"), text, timeout_s, attach
+                    _behind_the_walls(spec, generation, jail, command, scratch / "plan"), text, timeout_s, attach
                 ),
                 client_seeds=client_seeds,
                 substitutions=substitutions,
@@ -127,9 +128,12 @@ def _tail(descriptor: int) -> str:
 
 
 def _behind_the_walls(
-    generation: Path, jail: contain.Running, command: Sequence[str], plan: Path
+    spec: Spec, generation: Path, jail: contain.Running, command: Sequence[str], plan: Path
 ) -> contain.Running:
     """Run a command in the running jail, or, when its service was a command that has ended, in one of its own."""
+    if not spec.service.forks and start_time(jail.pid) is None:
+        # PID 1 ends a moment after its service, and would take the command with it.
+        jail.wait(_END_SECONDS)
     if _exists(jail.init_pid):
         return contain.enter(jail.instance, command, gate=True, plan=plan, **PIPES)
     return contain.launch_generation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .build.seeds import client_seeds
 from .contain.identity import account
 from .errors import NotFoundError, StateError
 from .policy import changes
-from .policy.blocked import Blocked, blocked
+from .policy.blocked import Blocked, Key, blocked
 from .records.generation import Generation
 from .records.lock import Lock, LockDirectory
 from .records.proposal import Refusal
@@ -24,7 +24,7 @@ from .records.text import escape, unescape
 from .records.trace import Trace
 from .trial import Trial, try_inside
 
-__all__ = ["Diagnosis", "diagnose", "explained", "why"]
+__all__ = ["Diagnosis", "described", "diagnose", "explained", "why"]
 
 MOST_RUNS = 5
 Progress = Callable[[str], None]
@@ -47,6 +47,12 @@ class Diagnosis:
         """All lines that help, under their tables."""
         return changes.toml(changes.lines(self.spec, self.loosened))
 
+    @property
+    def advice(self) -> str:
+        """What to put into the spec; "" for nothing."""
+        effect = "it works with this in the spec" if self.cured else "put this into the spec to allow it"
+        return f"{effect}:\n{self.toml}" if self.toml else ""
+
 
 def works(trial: Trial) -> bool:
     """Whether the service or command did what it should, a command by its status."""
@@ -62,7 +68,7 @@ def diagnose(
     `run` tries it with another spec and lock. What was refused is allowed, all at once, and tried again until nothing
     new is refused: a program goes on to the next thing that it may not do.
     """
-    found: dict[tuple[str, str, str], Blocked] = {}
+    found: dict[Key, Blocked] = {}
     known = lock
     tried, trial, runs = spec, first, 1
     while True:
@@ -78,11 +84,18 @@ def diagnose(
         trial, runs = run(tried, known), runs + 1
     result = Diagnosis(spec, spec, good(first), good(trial), runs)
     for key, one in found.items():
+        if one.change is not None and _in_vain(one, found.values()):
+            continue
         refusal = _judged(one, still=key in now, spec=spec, ran=runs > 1)
         result.refusals.append(refusal)
         if one.change is not None and refusal.lines:
             result.loosened = one.change(result.loosened)
     return result
+
+
+def _in_vain(one: Blocked, found: Iterable[Blocked]) -> bool:
+    """Whether what one wall would let pass is refused by another that never does."""
+    return any(other.refusal.never and other.refusal.what == one.refusal.what for other in found)
 
 
 def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
@@ -113,15 +126,15 @@ def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
 
 
 def explained(diagnosis: Diagnosis) -> str:
-    """Sentences for an error: what was refused and the lines that allow it; "" when no wall refused anything."""
-    parts = []
-    for refusal in diagnosis.refusals:
-        times = f" ({refusal.count} times)" if refusal.count > 1 else ""
-        parts.append(f"refused: {refusal.what}{times}, {refusal.error}: {refusal.reason}")
-    if diagnosis.toml:
-        effect = "with these lines it works" if diagnosis.cured else "to allow what can be allowed"
-        parts += [f"{effect}, in the spec:", *(f"  {line}" for line in diagnosis.toml.splitlines())]
-    return "\n".join(parts)
+    """A line for each thing that was refused, with the reason; "" when no wall refused anything."""
+    return "\n".join(f"refused: {described(refusal)}" for refusal in diagnosis.refusals)
+
+
+def described(refusal: Refusal) -> str:
+    """What was refused, how often, how it looked to the program, and why."""
+    times = f", {refusal.count} times" if refusal.count > 1 else ""
+    never = "; no policy can allow it" if refusal.never else ""
+    return f"{refusal.what} ({refusal.error}{times}): {refusal.reason}{never}"
 
 
 def why(name: str, command: Sequence[str] = (), *, progress: Progress | None = None) -> WhyReport:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import contain, observe, resolve
+from . import contain, narrowing, observe, resolve
 from .build import accounts, from_lock, require_ids
 from .build import build as build_rootfs
 from .build.generations import Store
@@ -20,13 +20,14 @@ from .build.secrets import Material, ensure, password_hashes, substitutions
 from .build.seeds import account_seeds, client_seeds, seeds
 from .contain.compile import PATH
 from .contain.identity import Account
-from .errors import ExerciseError, ServiceError
+from .errors import ServiceError
 from .kernel import userns
 from .observe.service import must_stay
 from .records.closure import Closure, Gap
 from .records.exercise import ExerciseResult
-from .records.generation import EXERCISES, Generation
+from .records.generation import EXERCISES, PROPOSAL, Generation
 from .records.lock import Lock
+from .records.proposal import Proposal
 from .records.report import BuildReport, ExerciseLine, NewSecret, Round
 from .records.spec import Spec
 from .records.text import portable
@@ -69,6 +70,13 @@ class _Work:
     capabilities: tuple[str, ...] = ()
     results: tuple[ExerciseResult, ...] = ()
     ends: bool = False
+    wanted: narrowing.Wanted = field(default_factory=narrowing.Wanted)
+    proposal: Proposal | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether the capabilities are the build's to find. A service that is not root starts with none."""
+        return self.spec.policy.capabilities == "auto" and self.spec.service.user == "root"
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
@@ -98,7 +106,7 @@ def build(
 def _build(spec: Spec, *, observe: bool, verify: bool, progress: Progress | None) -> BuildReport:
     work = _begin(spec, progress)
     trace = _observed(work) if observe else None
-    if trace is not None and spec.service.user == "root":
+    if trace is not None and work.searches:
         work.capabilities = candidates(trace)
     with work.stage("resolve", "resolving what it needs"):
         closure = resolve.resolve(trace, spec)
@@ -174,6 +182,7 @@ def _observed(work: _Work) -> Trace:
             progress=work.progress,
         )
     work.ends = seen.status is not None and not spec.service.forks
+    work.wanted = narrowing.Wanted(seen.status if work.ends else None)
     return seen.trace
 
 
@@ -238,52 +247,49 @@ def _finish(
             if gaps and len(work.rounds) < MOST_ROUNDS:
                 raise _Missing(gaps)
             work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
-        if work.spec.policy.capabilities == "auto" and lock.capabilities != CANDIDATES and not trial.passed:
-            raise _Refused
-        with _ordinary_hint(work.store, outside=False):
-            _accept(trial, observed=trace is not None)
+        if not work.wanted(trial):
+            if work.searches and lock.capabilities != CANDIDATES:
+                raise _Refused
+            with _ordinary_hint(work.store, outside=False):
+                raise _failure(work, path, lock, trial, trace)
         work.results = trial.exercises
         passed = [result.name for result in trial.exercises]
         (path / EXERCISES).write_bytes(msgspec.json.encode(passed))
-        if work.spec.policy.capabilities == "auto":
-            with work.stage("capabilities", "finding the capabilities that it can do without"):
-                lock = _least(work, path, lock)
+        lock = _narrow(work, path, lock, trial, trace)
     contain.install(work.spec, lock, generation=path)
 
 
-def _trial(work: _Work, path: Path, lock: Lock) -> Trial:
+def _trial(work: _Work, path: Path, lock: Lock, spec: Spec | None = None) -> Trial:
     return try_inside(
-        work.spec, lock, path, store=work.store, client_seeds=client_seeds(work.spec, work.materials),
+        spec or work.spec, lock, path, store=work.store, client_seeds=client_seeds(work.spec, work.materials),
         substitutions=substitutions(work.spec, work.materials), progress=work.progress,
     )  # fmt: skip
 
 
-def _least(work: _Work, path: Path, lock: Lock) -> Lock:
-    """The lock with only the capabilities without which an exercise fails. Each is left out once."""
-    for name in lock.capabilities:
-        work.progress(f"trying it without the capability `{name}`")
-        less = msgspec.structs.replace(lock, capabilities=tuple(other for other in lock.capabilities if other != name))
-        if _trial(work, path, less).passed:
-            lock = less
-    (path / "lock.json").write_bytes(encode_lock(lock))
-    return lock
-
-
-def _accept(trial: Trial, *, observed: bool) -> None:
-    """ServiceError or ExerciseError unless everything worked inside. `observed`: it did outside."""
-    where = "works outside, not in its jail" if observed else "does not work in its jail"
-    if trial.failure is not None:
-        raise ServiceError(
-            f"the service {where}: {trial.failure.message}",
-            hint=trial.failure.hint, log=trial.log,
+def _failure(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None) -> ServiceError:
+    """What failed in `trial`, with what the walls refused and the lines that allow it."""
+    with work.stage("why", "finding out what was refused"):
+        diagnosis = narrowing.reasons(
+            trial, work.spec, lock, path / "rootfs", run=lambda spec, given: _trial(work, path, given, spec),
+            good=work.wanted, outside=trace, searched=CANDIDATES if work.searches else (), progress=work.progress,
         )  # fmt: skip
-    for result in trial.exercises:
-        if not result.passed:
-            said = (result.stderr.strip() or result.stdout.strip()).splitlines()
-            raise ExerciseError(
-                f"exercise `{result.name}` {where}: {result.reason}",
-                hint=f"it said: {said[-1]}" if said else "`-v` shows the service's log", log=trial.log,
+    return narrowing.failure(trial, work.wanted, diagnosis, observed=trace is not None)
+
+
+def _narrow(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None) -> Lock:
+    """The lock with the least capabilities, kept in the generation with the policy that is enough."""
+    missed: Mapping[str, tuple[str, ...]] = {}
+    if work.searches:
+        with work.stage("capabilities", "finding the capabilities that it can do without"):
+            found = narrowing.least(
+                work.spec, lock, trial, run=lambda spec, given: _trial(work, path, given, spec), good=work.wanted,
+                progress=work.progress,
             )  # fmt: skip
+        lock, trial, missed = found.lock, found.trial, found.missed
+        (path / "lock.json").write_bytes(encode_lock(lock))
+    work.proposal = narrowing.proposal(trial, work.spec, lock, path / "rootfs", missed=missed, outside=trace)
+    (path / PROPOSAL).write_bytes(msgspec.json.encode(work.proposal))
+    return lock
 
 
 def _report(work: _Work, generation: Generation, closure: Closure) -> BuildReport:
@@ -311,6 +317,7 @@ def _report(work: _Work, generation: Generation, closure: Closure) -> BuildRepor
             if name not in work.shown_secrets
         ),
         ends=work.ends,
+        proposal=work.proposal,
     )
 
 

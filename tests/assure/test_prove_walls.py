@@ -18,6 +18,7 @@ from stockade import contain, places
 from stockade.assure.catalogue import catalogue
 from stockade.assure.prove import prove
 from stockade.errors import WallError
+from stockade.kernel.capabilities import mask
 from stockade.records.launch import Bind, Filesystem, LaunchPlan, ReadOnly
 from stockade.records.proof import Proof
 
@@ -61,7 +62,7 @@ def test_probes_run_with_the_host_ids_of_the_jail(home: Path) -> None:
 def _without_namespace(name: str) -> Change:
     return lambda plan: replace(
         plan, namespaces=tuple(kind for kind in plan.namespaces if kind != name),
-        hostname=os.uname().nodename if name == "uts" else plan.hostname, loopback=plan.loopback and name != "net",
+        loopback=plan.loopback and name != "net",
         sysctls=tuple(pair for pair in plan.sysctls if name != "net" or "/net/" not in pair[0]),
     )  # fmt: skip
 
@@ -78,6 +79,15 @@ def _unmasked(plan: LaunchPlan) -> LaunchPlan:
     ))  # fmt: skip
 
 
+def _unrestricted(plan: LaunchPlan) -> LaunchPlan:
+    """Without what no_new_privs itself makes possible."""
+    return replace(plan, seccomp=(), landlock=None)
+
+
+def _with_chroot(plan: LaunchPlan) -> LaunchPlan:
+    return replace(_unrestricted(plan), capabilities=mask(["sys_chroot"]))
+
+
 def _more(plan: LaunchPlan) -> LaunchPlan:
     """Every capability in the jail's own user namespace, and no filter: root inside as a container has it at worst."""
     return replace(plan, seccomp=(), landlock=None, capabilities=(1 << 41) - 1)
@@ -89,6 +99,7 @@ class Wall:
 
     change: Change
     report: frozenset[str]
+    proc: str = "full"
 
 
 WALLS = {
@@ -96,9 +107,10 @@ WALLS = {
     "the limit on user namespaces": Wall(
         lambda plan: replace(plan, seccomp=(), sysctls=()), frozenset({"V5"})
     ),
-    "the pid namespace": Wall(_without_namespace("pid"), frozenset({"P5", "P8"})),
-    "the ipc namespace": Wall(_without_namespace("ipc"), frozenset({"T5", "T6"})),
-    "the uts namespace": Wall(_without_namespace("uts"), frozenset({"I1"})),
+    "the pid namespace": Wall(_without_namespace("pid"), frozenset({"P5"}), proc="none"),
+    "the ipc namespace, and Landlock": Wall(
+        lambda plan: replace(_without_namespace("ipc")(plan), landlock=None), frozenset({"T5", "T6"})
+    ),
     "the network namespace": Wall(_without_namespace("net"), frozenset({"N1", "N4", "N5"})),
     "Landlock, with the host's network": Wall(
         lambda plan: replace(_without_namespace("net")(plan), landlock=None), frozenset({"T4"})
@@ -120,8 +132,8 @@ WALLS = {
 
 @pytest.mark.parametrize("name", WALLS)
 def test_probes_report_a_wall_that_is_taken_away(home: Path, name: str) -> None:
-    make_jail(limits=LIMITS)
-    proof = prove("test", change=WALLS[name].change)
+    make_jail(limits=LIMITS, proc=WALLS[name].proc)
+    proof = prove("test", networks=["private"], change=WALLS[name].change)
     reported = outcomes(proof.runs, "escaped") | outcomes(proof.runs, "not limited")
     lacking = outcomes(proof.runs, "not testable")
     assert reported >= WALLS[name].report - lacking
@@ -129,56 +141,69 @@ def test_probes_report_a_wall_that_is_taken_away(home: Path, name: str) -> None:
     assert proof.findings > 0
 
 
-def test_a_launch_without_a_user_namespace_is_refused(home: Path) -> None:
-    """No plan can take this wall away: the warden would be root, and maps no ids but in a namespace of the jail's."""
+@pytest.mark.parametrize(("name", "step"), [("user", "id map"), ("uts", "hostname")])
+def test_a_launch_without_this_namespace_is_refused(home: Path, name: str, step: str) -> None:
+    """No plan can take these walls away: the warden only maps ids of the jail's, and only names the jail's host."""
     make_jail()
-    with pytest.raises(WallError, match="id map"):
-        prove("test", change=_without_namespace("user"))
+    with pytest.raises(WallError, match=f"launch step `{step}` failed"):
+        prove("test", networks=["private"], change=_without_namespace(name))
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A step of the warden: the file and text that go, what comes instead, and the probes that have to report it."""
+    """A step of the warden: edits (file, what goes, what comes instead), and the probes that have to report it."""
 
-    file: str
-    text: str
-    instead: str
+    edits: tuple[tuple[str, str, str], ...]
     report: frozenset[str]
     change: Change = _unfiltered
     differences: frozenset[str] = frozenset()
 
 
+_KEEP_DIRECTORIES = """#include <sys/stat.h>
+int sys_close_range(unsigned first, unsigned last)
+{
+    struct stat status;
+    for (unsigned fd = first; fd <= last && fd < 256; fd++)
+        if (fstat((int)fd, &status) == 0 && !S_ISDIR(status.st_mode))
+            close((int)fd);
+    return 0;
+}
+int sys_close_range_as_it_was(unsigned first, unsigned last);
+int sys_close_range_as_it_was(unsigned first, unsigned last)
+"""
+
 STEPS = {
     "no_new_privs": Missing(
-        "service.c", 'if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)\n        fail("no_new_privs", "");', "",
-        frozenset({"V1", "V3"}), lambda plan: replace(plan, seccomp=(), landlock=None),
-        frozenset({"truth-no-new-privs"}),
+        (("service.c", 'if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)\n        fail("no_new_privs", "");', ""),),
+        frozenset({"V1", "V3"}), _unrestricted, frozenset({"truth-no-new-privs"}),
     ),
     "closing descriptors": Missing(
-        "util.c", "    unsigned next = 0;\n", "    unsigned next = 0;\n    if (count < 4096)\n        return;\n",
+        (("sys.c", "int sys_close_range(unsigned first, unsigned last)\n", _KEEP_DIRECTORIES),),
         frozenset({"F4"}), differences=frozenset({"truth-descriptors"}),
     ),
     "giving groups up": Missing(
-        "service.c", "supplementary_groups(plan);", ";", frozenset({"V7"}), differences=frozenset({"truth-groups"}),
+        (("service.c", "supplementary_groups(plan);", ";"), ("jail.c", "setgroups(0, NULL) != 0", "false")),
+        frozenset({"V7"}), differences=frozenset({"truth-groups"}),
     ),
     "the bounding set": Missing(
-        "service.c", "bounding_limit(settings->capabilities);", "(void)bounding_limit;", frozenset({"V3"}),
-        differences=frozenset({"truth-capabilities"}),
+        (("service.c", "bounding_limit(settings->capabilities);", "(void)bounding_limit;"),),
+        frozenset({"V3"}), differences=frozenset({"truth-capabilities"}),
     ),
     "a session of its own": Missing(
-        "service.c", 'if (setsid() < 0)\n        fail("setsid", "");', "", frozenset({"T1", "T2"}),
+        (("service.c", 'if (setsid() < 0)\n        fail("setsid", "");', ""),), frozenset({"T1", "T2"}),
     ),
     "detaching the old root": Missing(
-        "mounts.c", 'if (sys_umount2(".", UMOUNT_DETACH) != 0)\n        fail("umount", "old root");', "",
-        frozenset({"F1", "F2", "F3", "F5"}),
-        lambda plan: replace(plan, seccomp=(), landlock=None, capabilities=1 << 18),
+        (("mounts.c", 'if (sys_umount2(".", UMOUNT_DETACH) != 0)\n        fail("umount", "old root");', ""),),
+        frozenset({"F1", "F2", "F3", "F5"}), _with_chroot,
     ),
     "refusing symlinks": Missing(
-        "mounts.c", "(record->a & TREE_OWN) != 0 ? RESOLVE_NO_SYMLINKS : 0;", "0;", frozenset({"F19"}),
+        (("mounts.c", "(record->a & TREE_OWN) != 0 ? RESOLVE_NO_SYMLINKS : 0;", "0;"),), frozenset({"F19"}),
     ),
     "a clean environment": Missing(
-        "service.c", "execute(argv, variables);", "(void)variables;\n    execute(argv, environ);", frozenset({"I3"}),
-        differences=frozenset({"truth-environment"}),
+        (("service.c", "execute(argv, variables);", "(void)variables;\n    execute(argv, environ);"),
+         ("main.c", "sys_execveat(copy, argv, nothing);", "(void)nothing;\n    sys_execveat(copy, argv, environ);"),
+         ("main.c", " && environ[0] == NULL", "")),
+        frozenset({"I3"}), differences=frozenset({"truth-environment"}),
     ),
 }  # fmt: skip
 
@@ -188,16 +213,10 @@ def _warden_without(step: Missing, place: Path) -> Path:
     if shutil.which("gcc") is None or shutil.which("make") is None:
         pytest.skip("`apt-get install gcc make`: a warden without this step has to be compiled")
     shutil.copytree(SOURCES, place)
-    source = place / step.file
-    text = source.read_text()
-    assert text.count(step.text) == 1, "the step is written otherwise now: change this test"
-    source.write_text(text.replace(step.text, step.instead))
-    if "environ" in step.instead:
-        main = place / "main.c"
-        text = main.read_text()
-        assert text.count("sys_execveat(copy, argv, nothing);") == 1
-        text = text.replace("sys_execveat(copy, argv, nothing);", "(void)nothing;\n    sys_execveat(copy, argv, environ);")
-        main.write_text(text.replace(" && environ[0] == NULL", ""))
+    for file, text, instead in step.edits:
+        source = (place / file).read_text()
+        assert source.count(text) == 1, f"the step is written otherwise in {file} now: change this test"
+        (place / file).write_text(source.replace(text, instead))
     made = subprocess.run(
         ["make", "-C", place, "-j2", f"OUTPUT={place}/out", "CFLAGS=-std=c11 -O0 -static -fno-pie"],
         capture_output=True, text=True, timeout=120, check=False,
@@ -217,7 +236,7 @@ def test_probes_report_a_step_that_the_warden_leaves_out(
         __import__(module)
         if hasattr(sys.modules[module], "warden_path"):
             monkeypatch.setattr(sys.modules[module], "warden_path", lambda: str(warden))
-    proof = prove("test", change=step.change)
+    proof = prove("test", networks=["private"], change=step.change)
     assert outcomes(proof.runs, "escaped") >= step.report
     assert {found.code for run in proof.runs for found in run.differences} >= step.differences
 
@@ -226,7 +245,7 @@ def test_with_every_step_the_same_plans_are_held(home: Path) -> None:
     """What the warden's own steps hold back, they hold back without the filter too."""
     make_jail()
     for change in {step.change for step in STEPS.values()}:
-        proof = prove("test", change=change)
+        proof = prove("test", networks=["private"], change=change)
         guarded = frozenset().union(*(step.report for step in STEPS.values() if step.change is change))
         assert guarded
         assert not outcomes(proof.runs, "escaped") & guarded
@@ -235,7 +254,7 @@ def test_with_every_step_the_same_plans_are_held(home: Path) -> None:
 
 def test_limits_that_are_not_set_are_findings(home: Path) -> None:
     make_jail(volume=True)
-    proof: Proof = prove("test")
+    proof: Proof = prove("test", networks=["none"])
     assert outcomes(proof.runs, "not limited") == {"R1", "R2", "R3", "R4"}
     assert proof.escapes == 0
     assert proof.findings == 4
@@ -247,14 +266,14 @@ def test_volumes_of_the_jail_are_not_touched(home: Path) -> None:
     volume = places.jail("test") / "volumes" / "srv"
     (volume / "kept").write_text("mine")
     before = (volume.stat().st_mtime_ns, os.listdir(volume))
-    prove("test")
+    prove("test", networks=["none"])
     assert (volume.stat().st_mtime_ns, os.listdir(volume)) == before
 
 
 def test_a_proof_beside_the_running_jail_disturbs_neither(home: Path) -> None:
     make_jail(service={"command": ["/bin/busybox", "sleep", "100"], "user": "www"})
     with contain.launch("test") as running:
-        assert prove("test").escapes == 0
+        assert prove("test", networks=["none"]).escapes == 0
         assert os.path.exists(f"/proc/{running.pid}")
 
 
@@ -265,4 +284,4 @@ def test_what_a_killed_proof_left_is_removed_by_the_next(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
     assert done.returncode == -9
     assert len(list(places.jail("test").glob(".prove-*"))) == 1
-    prove("test")
+    prove("test", networks=["none"])

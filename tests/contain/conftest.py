@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from stockade import contain, places
+from stockade.errors import NotFoundError
 from stockade.records.lock import Lock, LockDirectory, LockedSpec, LockEntry
 from stockade.records.spec import Spec
 
@@ -60,7 +62,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("STOCKADE_HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
     for jail in contain.running():
-        contain.stop(jail.instance, timeout_s=0.2)
+        with contextlib.suppress(NotFoundError):  # it may be ending just now
+            contain.stop(jail.instance, timeout_s=0.2)
 
 
 def build(name: str, spec: dict[str, object], lock: Lock) -> Path:

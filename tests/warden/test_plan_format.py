@@ -35,11 +35,13 @@ def test_python_and_c_number_the_records_alike() -> None:
         name: value for name, value in vars(wire).items() if name in in_c or (isinstance(value, int) and name.isupper())
     }
     others = {"VERSION", "MAP_DIRECT", "MAP_BY_HELPERS", "MAP_SINGLE"} | {
-        name for name in in_python if name.startswith("TREE_")
+        name for name in in_python if name.startswith(("TREE_", "RESTART_"))
     }
     assert {name: value for name, value in in_python.items() if name not in others} == in_c
     trees = {name: int(number) for name, number in re.findall(r"^    (TREE_[A-Z]+) = ([0-9]+),", header, re.M)}
     assert {name: value for name, value in in_python.items() if name.startswith("TREE_")} == trees
+    restarts = {name: int(number) for name, number in re.findall(r"\b(RESTART_[A-Z_]+) = ([0-9]+)", header)}
+    assert {name: value for name, value in in_python.items() if name.startswith("RESTART_")} == restarts
 
 
 def test_unknown_record_is_an_error(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ from .walls import PLACE, Change, Workplace, launched, workplace, writable
 
 __all__ = ["MODES", "prove"]
 
-MODES: tuple[Literal["none", "private", "host"], ...] = ("none", "private", "host")
+Mode = Literal["none", "private", "host"]
+
+MODES: tuple[Mode, ...] = ("none", "private", "host")
 
 Progress = Callable[[str], None]
 
@@ -44,11 +46,12 @@ _PROBES = tuple(name for name in catalogue() if name not in (*LIMITS, *OUTSIDE))
 
 
 def prove(
-    name: str, *, against: Sequence[str] = (), progress: Progress | None = None, change: Change | None = None
-) -> Proof:
+    name: str, *, networks: Sequence[Mode] = MODES, against: Sequence[str] = (), progress: Progress | None = None,
+    change: Change | None = None,
+) -> Proof:  # fmt: skip
     """Everything that the probes show about the current generation of the jail `name`.
 
-    They run as the service's user and as the jail's root, in each kind of network, and, for comparison, behind the
+    They run as the service's user and as the jail's root, in each of `networks`, and, for comparison, behind the
     programs named in `against`. `change` alters the compiled plan before each launch: how it is shown that a probe
     reports a wall that is not there. NotFoundError for an unknown name; StateError when nothing was built; WallError
     when a launch fails.
@@ -56,17 +59,18 @@ def prove(
     tell = progress or (lambda text: None)
     compared = [peers.named(peer) for peer in against]
     with workplace(name) as place:
-        work = _Work(place, tell, change or (lambda plan: plan))
+        work = _Work(place, tell, change or (lambda plan: plan), networks)
         return work.proof(compared)
 
 
 class _Work:
     """One proof in the making."""
 
-    def __init__(self, place: Workplace, tell: Progress, change: Change) -> None:
+    def __init__(self, place: Workplace, tell: Progress, change: Change, networks: Sequence[Mode]) -> None:
         self.place = place
         self.tell = tell
         self.change = change
+        self.networks = networks
         self.skipped: list[Skipped] = []
         self.not_limited: tuple[NotLimited, ...] = ()
         self.outside: tuple[ProbeResult, ...] = ()
@@ -93,7 +97,7 @@ class _Work:
     def _runs(self, made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
         spec = self.place.spec
         own = msgspec.structs.replace(spec.network, publish=())
-        for mode in MODES:
+        for mode in self.networks:
             network = own if mode == own.mode else Network(mode=mode)
             try:
                 plan = self.place.plan(msgspec.structs.replace(spec, network=network))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stockade.cli import console
+from stockade.cli import asking, console
 from stockade.cli.parser import Subparsers, add_verb
 from stockade.records.report import BuildReport
 
@@ -68,6 +68,8 @@ def _show(report: BuildReport) -> None:
     for secret in report.new_secrets:
         value = f": {secret.value.strip()}" if secret.value else ""
         console.text(f"new {secret.kind} `{secret.name}`{value}, kept in {secret.kept}")
+    for line in asking.brief(report.name, report.proposal) if report.proposal is not None else ():
+        console.text(line)
     if report.stages:
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stages.items())
         console.text(f"time: {times}; together {sum(report.stages.values()):.1f} s")

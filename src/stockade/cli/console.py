@@ -21,6 +21,7 @@ __all__ = [
     "duration",
     "fail",
     "json_report",
+    "listed",
     "nearest",
     "next_command",
     "note",
@@ -68,6 +69,19 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} {_UNITS[-1]}"
+
+
+def listed(title: str, items: Sequence[str]) -> None:
+    """Write a title and what belongs to it, separated by commas: one line, on a terminal as many as it takes."""
+    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else sys.maxsize
+    line = f"{title}:"
+    for place, item in enumerate(items, 1):
+        word = f"{item}," if place < len(items) else item
+        if len(line) + 1 + len(word) > width:
+            text(line)
+            line = "   "
+        line = f"{line} {word}"
+    text(line)
 
 
 def duration(seconds: float) -> str:

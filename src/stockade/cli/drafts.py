@@ -10,11 +10,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from stockade import places, specfile
+from stockade import places, resolve, specfile
 from stockade.cli import console
 from stockade.cli.parser import Subparsers, add_verb
 from stockade.errors import NotFoundError, StateError, UsageError
 from stockade.records.report import Recipe, RecipesReport
+from stockade.records.spec import Service, Spec
 
 __all__ = ["register"]
 
@@ -73,11 +74,10 @@ def _from_command(arguments: argparse.Namespace) -> str:
     program, *rest = arguments.command
     found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
     if found is None:
+        if "/" in program:
+            resolve.require_command(Spec(name=arguments.name, service=Service(command=(os.path.abspath(program),))))
         raise NotFoundError(
-            f"there is no program `{program}`",
-            hint="give its path, or install the package that brings it"
-            if "/" not in program
-            else "look at its path and mode",
+            f"there is no program `{program}`", hint="give its path, or install the package that brings it"
         )
     return specfile.new(
         arguments.name,

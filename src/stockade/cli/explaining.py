@@ -7,8 +7,9 @@ from collections import Counter
 
 from stockade import resolve
 from stockade.build.lock import closure_of
-from stockade.cli import auditing, console, names
+from stockade.cli import asking, auditing, console, names
 from stockade.cli.parser import Subparsers, add_verb
+from stockade.errors import UsageError
 from stockade.records.generation import Generation
 from stockade.records.lock import LockEntry
 from stockade.records.report import ExplainReport, Link, SummaryReport
@@ -29,6 +30,7 @@ def register(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME|CODE", help="name of the jail, or the code of a rule")
     parser.add_argument("path", metavar="PATH", nargs="?", help="a path in the jail")
+    parser.add_argument("--policy", action="store_true", help="the narrowest policy that is enough, as TOML for a spec")
 
 
 def explain(arguments: argparse.Namespace) -> None:
@@ -37,7 +39,11 @@ def explain(arguments: argparse.Namespace) -> None:
         auditing.explain_rule(arguments.name, json=arguments.json)
         return
     generation = names.built(arguments.name)
-    if arguments.path is None:
+    if arguments.policy:
+        if arguments.path is not None:
+            raise UsageError("`--policy` is about the whole jail", hint="leave out the path")
+        asking.policy(arguments.name, generation, json=arguments.json)
+    elif arguments.path is None:
         _summary(arguments, generation)
     else:
         _chain(arguments, generation)
@@ -126,9 +132,9 @@ def _show(report: SummaryReport) -> None:
         ("accounts", report.accounts), ("devices", report.devices), ("capabilities", report.capabilities),
         ("writable directories", report.writable),
     ):  # fmt: skip
-        console.text(f"{title}, {len(items)}: {', '.join(items)}" if items else f"{title}: none")
+        console.listed(f"{title}, {len(items)}" if items else title, items or ("none",))
     for title, counts in (
         ("packages, by files", report.packages), ("why entries are there", report.evidence),
-        ("what failed and is no need", report.false_positives),
+        ("failed, and is not needed", report.false_positives),
     ):  # fmt: skip
-        console.text(f"{title}: {', '.join(f'{name} {count}' for name, count in counts.items()) or 'none'}")
+        console.listed(title, [f"{name} ({count})" for name, count in counts.items()] or ["none"])

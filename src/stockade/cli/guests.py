@@ -23,7 +23,7 @@ from stockade.records.publish import Published, parse
 from stockade.vm import control, images, manage, store, transfer
 from stockade.vm.start import stop as stop_guest
 
-__all__ = ["register"]
+__all__ = ["published", "register"]
 
 _DETACH = b"\x1d"  # Ctrl-], as telnet(1) has it
 _READ = 65536
@@ -58,7 +58,7 @@ def _register_making(family: Subparsers) -> None:
         help="none, published ports alone, or egress too (default: publish where a port is published)",
     )  # fmt: skip
     parser.add_argument(
-        "--publish", metavar="[ADDRESS:]PORT:PORT[/PROTOCOL]", action="append", default=[], type=_published,
+        "--publish", metavar="[ADDRESS:]PORT:PORT[/PROTOCOL]", action="append", default=[], type=published,
         help="a port here that leads to one of the guest; may be given more than once",
     )  # fmt: skip
     parser.add_argument("--link", metavar="GUEST", action="append", default=[], help="a wire to this guest")
@@ -116,7 +116,8 @@ def _name(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the guest")
 
 
-def _published(text: str) -> Published:
+def published(text: str) -> Published:
+    """A published port of the command line."""
     try:
         return parse(text)
     except ValueError as error:

@@ -42,9 +42,13 @@ def doctor(arguments: argparse.Namespace) -> int:
     else:
         console.text(f"{host.system}, Linux {host.kernel} on {host.architecture}, as user {host.user}")
         console.text()
+        wide = arguments.verbose > 0
         console.rows(
-            ((_MARKS[feature.state], feature.name, feature.purpose, feature.seen) for feature in host.features),
-            heading=("", "WHAT", "FOR", "SEEN"),
+            (
+                (_MARKS[feature.state], feature.name, feature.seen, *([feature.purpose] if wide else []))
+                for feature in host.features
+            ),
+            heading=("", "WHAT", "SEEN", *(["FOR"] if wide else [])),
         )
         for feature in host.features:
             _cure(feature)

@@ -47,7 +47,20 @@ class Parser(argparse.ArgumentParser):
 
 def build() -> Parser:
     """Return the parser with every verb."""
-    from stockade.cli import auditing, building, containing, drafts, explaining, guests, hosts, images, jails, proving, running
+    from stockade.cli import (
+        asking,
+        auditing,
+        building,
+        containing,
+        drafts,
+        explaining,
+        guests,
+        hosts,
+        images,
+        jails,
+        proving,
+        running,
+    )  # fmt: skip
 
     parser = Parser(
         prog=PROGRAM,
@@ -59,7 +72,8 @@ def build() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice shows tracebacks")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
-    for family in (drafts, building, jails, running, containing, auditing, proving, explaining, images, guests, hosts):
+    for family in (drafts, building, jails, running, containing, auditing, proving, explaining, asking, images,
+                   guests, hosts):  # fmt: skip
         family.register(subparsers)
     return parser
 

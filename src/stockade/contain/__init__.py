@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from .installing import install
     from .jail import Running
     from .network import RESOLVER
-    from .registry import RunningJail, find, last_status, logs, running, stop
+    from .registry import EndedJail, RunningJail, ended, find, last_status, logs, running, stop
     from .starting import launch, launch_generation
     from .wording import describe
 
 __all__ = [
-    "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe", "encode",
-    "enter", "find", "for_jail", "install", "last_status", "launch", "launch_generation", "logs", "of_caller", "running", "stop",
-    "warden_path",
+    "EndedJail", "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe",
+    "encode", "ended", "enter", "find", "for_jail", "install", "last_status", "launch", "launch_generation", "logs",
+    "of_caller", "running", "stop", "warden_path",
 ]  # fmt: skip
 
 # Imported at first use: the path of `stockade run` goes through this package and needs one module of it.
@@ -32,11 +32,13 @@ _HOMES = {
     "LaunchPlan": "stockade.records.launch",
     "RESOLVER": "stockade.contain.network",
     "Running": "stockade.contain.jail",
+    "EndedJail": "stockade.contain.registry",
     "RunningJail": "stockade.contain.registry",
     "allocate": "stockade.contain.ids",
     "compile_plan": "stockade.contain.compile",
     "describe": "stockade.contain.wording",
     "encode": "stockade.contain.encoding",
+    "ended": "stockade.contain.registry",
     "enter": "stockade.contain.entering",
     "find": "stockade.contain.registry",
     "for_jail": "stockade.contain.ids",

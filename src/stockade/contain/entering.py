@@ -45,8 +45,8 @@ def enter(
         if terminal:
             fragment.append(terminal_record())
         return start(
-            jail.instance, os.fspath(plan) if plan is not None else f"{jail.generation}/plan", fragment, streams=Streams(stdin, stdout, stderr),
-            inherit=(target,), gate=gate, detach=False,
+            jail.instance, os.fspath(plan) if plan is not None else f"{jail.generation}/plan", fragment,
+            streams=Streams(stdin, stdout, stderr), inherit=(target,), gate=gate, detach=False,
         )  # fmt: skip
     finally:
         os.close(target)

@@ -9,7 +9,7 @@ from stockade.errors import SpecError
 from stockade.kernel.beneath import Root
 from stockade.records.generation import Identity
 
-__all__ = ["Account", "account", "identity"]
+__all__ = ["Account", "account", "identity", "users"]
 
 _LARGEST_FILE = 1 << 24
 _NO_SHELLS = ("nologin", "false")
@@ -57,6 +57,13 @@ def account(rootfs: Path, user: str, group: str | None = None, groups: tuple[str
         uid=int(found[2]), gid=gid, groups=tuple(sorted(extra - {gid})), name=found[0], home=found[5] or "/",
         shell=found[6] or "/bin/sh",
     )  # fmt: skip
+
+
+def users(rootfs: Path) -> dict[int, str]:
+    """Names of the jail's users by uid; the first where several have one."""
+    with Root.open(rootfs) as root:
+        lines = _lines(root, "etc/passwd", 7)
+    return {int(line[2]): line[0] for line in reversed(lines)}
 
 
 def _group(known: list[list[str]], name: str) -> int:

@@ -20,6 +20,7 @@ __all__ = ["Running"]
 _LAUNCH_SECONDS = 60.0
 _END_SECONDS = 10.0
 _GRACE_SECONDS = 10.0
+_TURN_SECONDS = 0.5
 
 #: What PID 1 passes on to the service; other signals go to the service itself.
 FORWARDED = frozenset({
@@ -116,6 +117,7 @@ class Running:
     def stop(self, *, signal: int = signals.SIGTERM, timeout_s: float = _GRACE_SECONDS) -> int | None:
         """Send `signal` to the service; what still runs after `timeout_s` seconds is killed. The status, if known."""
         if not self._ended:
+            self._begin_no_more()
             self._send(signal)
             try:
                 self.wait(timeout_s)
@@ -128,18 +130,28 @@ class Running:
     def kill(self) -> None:
         """End the jail at once: with PID 1 the kernel ends every process in it."""
         self._let_go()
-        target = self._state.init or self._state.service
-        if target is not None and runfiles.is_alive(target):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(target[0], signals.SIGKILL)
-        if self._has_ended():
-            return
+        self._begin_no_more()
+        # A supervisor that was just starting a further life reports it meanwhile.
+        for seconds in (_TURN_SECONDS, _END_SECONDS) if self._detached else (_END_SECONDS,):
+            target = self._state.init or self._state.service
+            if target is not None and runfiles.is_alive(target):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(target[0], signals.SIGKILL)
+            if self._has_ended(seconds):
+                return
         # A supervisor that does not answer: without it PID 1 ends, and it is a child that nobody else reaps.
         supervisor = self._warden or (self.supervisor_pid if runfiles.is_alive(self._state.supervisor) else None)
         if supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(supervisor, signals.SIGKILL)
-        self._has_ended()
+        self._has_ended(_END_SECONDS)
+
+    def _begin_no_more(self) -> None:
+        """Tell a supervisor that starts its jail anew that this life is the last."""
+        supervisor = self._state.supervisor
+        if self._state.restarts is not None and supervisor is not None and runfiles.is_alive(supervisor):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(supervisor[0], signals.SIGPWR)
 
     def _let_go(self) -> None:
         """Close the gate and the leash: the supervisor ends a jail whose leash is gone."""
@@ -148,9 +160,9 @@ class Running:
                 os.close(descriptor)
         self._gate = self._leash = None
 
-    def _has_ended(self) -> bool:
+    def _has_ended(self, seconds: float) -> bool:
         try:
-            self.wait(_END_SECONDS)
+            self.wait(seconds)
         except TimeoutError:
             return False
         except WallError:
@@ -207,7 +219,7 @@ class Running:
 
     def _take(self, line: str) -> None:
         new = runfiles.parse(line)
-        for word in ("supervisor", "init", "service", "status"):
+        for word in ("supervisor", "init", "service", "status", "restarts"):
             if getattr(new, word) is not None:
                 setattr(self._state, word, getattr(new, word))
         if new.failed:

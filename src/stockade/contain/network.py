@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stockade.errors import HostError
+from stockade.errors import HostError, UsageError
 
 from . import warden_path, wire
 from .spawn import memory_file
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stockade.records.publish import Published
     from stockade.records.spec import Network
 
-__all__ = ["RESOLVER", "Connection", "connection", "write_marker"]
+__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings", "write_marker"]
 
 #: What the jail asks for names: pasta passes it on to the host's resolver. RFC 7600 keeps the address unused.
 RESOLVER = "192.0.0.8"
@@ -49,16 +49,17 @@ _NOBODY = 65534
 
 
 def write_marker(network: Network, ids: IdRange, generation: Path) -> None:
-    """Keep beside a plan what its launch does outside: published ports and egress. No file where there is neither."""
+    """Keep beside a plan what its launch does outside: published ports, egress, sockets. No file without any."""
     marker = generation / _MARKER
-    if network.mode != "private" or not (network.publish or network.egress):
+    served = network.mode == "private" and (network.publish or network.egress)
+    if not (served or network.listen):
         marker.unlink(missing_ok=True)
         return
     fresh = generation / f".{_MARKER}.new"
     # A helper that root starts becomes nobody, of the ids that the jail owns.
     nobody = min(_NOBODY, ids.count - 1)
     wanted = {
-        "publish": network.publish, "egress": network.egress,
+        "publish": network.publish, "egress": network.egress, "listen": network.listen,
         "ids": (str(ids.first + nobody), str(ids.first_gid + nobody)),
     }  # fmt: skip
     fresh.write_text(json.dumps(wanted), encoding="utf-8")
@@ -66,11 +67,15 @@ def write_marker(network: Network, ids: IdRange, generation: Path) -> None:
 
 
 class Connection:
-    """What one launch needs for its network: plan records, and descriptors that the warden inherits."""
+    """What one launch needs for its network: plan records, and descriptors that the warden inherits.
+
+    `listening` are the sockets that the service itself is to get.
+    """
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
         self.inherit: list[int] = []
+        self.listening: list[int] = []
 
     def _keep(self, descriptor: int) -> None:
         self.inherit.append(descriptor)
@@ -78,8 +83,8 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connection(generation: Path, *, publish: bool) -> Iterator[Connection]:
-    """Open what the jail in `generation` publishes (unless not `publish`) and plan its helpers.
+def connection(generation: Path, *, publish: bool, listen: bool) -> Iterator[Connection]:
+    """Open what the jail in `generation` publishes (`publish`) or listens to outside (`listen`), and plan its helpers.
 
     The descriptors close at the end: the warden has them then. HostError for a port that cannot be opened, and where
     pasta or ip is missing.
@@ -91,6 +96,8 @@ def connection(generation: Path, *, publish: bool) -> Iterator[Connection]:
         yield made
         return
     try:
+        for text in wanted["listen"] if listen else ():
+            made.listening.append(open_listener(text))
         if publish and wanted["publish"]:
             from stockade.records.publish import parse
 
@@ -105,8 +112,31 @@ def connection(generation: Path, *, publish: bool) -> Iterator[Connection]:
             _egress(made)
         yield made
     finally:
-        for descriptor in made.inherit:
+        for descriptor in (*made.inherit, *made.listening):
             os.close(descriptor)
+
+
+def openings(generation: Path) -> tuple[str, ...]:
+    """What the jail in `generation` opens outside when it is started, as its spec says it."""
+    try:
+        wanted = json.loads((generation / _MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return ()
+    return (*wanted["publish"], *wanted["listen"])
+
+
+def open_listener(text: str) -> int:
+    """A socket for `[ADDRESS:]PORT[/tcp|/udp]`, listening where it is TCP, for a service that takes it over.
+
+    UsageError for what cannot be read, HostError for a port that cannot be opened.
+    """
+    from stockade.records.publish import parse_listen
+
+    try:
+        wanted = parse_listen(text)
+    except ValueError as error:
+        raise UsageError(str(error), hint="for example `127.0.0.1:8080`, `[::1]:53/udp`, or a port alone") from None
+    return _listen(wanted, "listen on").detach()
 
 
 def _egress(made: Connection) -> None:
@@ -147,7 +177,7 @@ def _own_addresses() -> list[str]:
     ]
 
 
-def _listen(published: Published) -> socket.socket:
+def _listen(published: Published, doing: str = "publish") -> socket.socket:
     """A listening TCP or a bound UDP socket for a published port."""
     family = socket.AF_INET6 if ":" in published.address else socket.AF_INET
     kind = socket.SOCK_STREAM if published.protocol == "tcp" else socket.SOCK_DGRAM
@@ -162,19 +192,19 @@ def _listen(published: Published) -> socket.socket:
             made.listen(_BACKLOG)
     except OSError as error:
         made.close()
-        raise _refused(published, error) from error
+        raise _refused(published, doing, error) from error
     return made
 
 
-def _refused(published: Published, error: OSError) -> HostError:
+def _refused(published: Published, doing: str, error: OSError) -> HostError:
     where = f"{published.address} port {published.port}/{published.protocol}"
     hints = {
-        errno.EADDRINUSE: f"`ss -lnp 'sport = {published.port}'` shows who has it; publish another port",
-        errno.EACCES: "ports below 1024 are root's: publish a higher one, or "
+        errno.EADDRINUSE: f"`ss -lnp 'sport = {published.port}'` shows who has it; {doing} another port",
+        errno.EACCES: f"ports below 1024 are root's: {doing} a higher one, or "
         f"`sysctl net.ipv4.ip_unprivileged_port_start={published.port}`",
         errno.EADDRNOTAVAIL: "`ip address` shows the addresses of this host",
     }
     return HostError(
-        f"cannot publish {where}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0)
+        f"cannot {doing} {where}: {os.strerror(error.errno or 0)}", hint=hints.get(error.errno or 0)
     )
 

@@ -9,24 +9,32 @@ import signal as signals
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from stockade import places
 from stockade.errors import NotFoundError, StateError
+from stockade.records.policy import Usage
 from stockade.records.spec import Spec
 
-from . import runfiles
+from . import measure, network, runfiles
 from .jail import FORWARDED
 from .starting import log_path
 
 __all__ = ["RunningJail", "find", "last_status", "logs", "running", "stop"]
 
 _KILL_SECONDS = 10.0
+_TURN_SECONDS = 0.5
 
 
 class RunningJail(msgspec.Struct, frozen=True, kw_only=True):
-    """A running jail. `started` is seconds since the epoch; `supervisor_pid` is 0 when the supervisor was killed."""
+    """A running jail. `supervisor_pid` is 0 when the supervisor was killed.
+
+    `started` is when this life began, in seconds since the epoch; between two lives (`state` is "restarting") when the
+    first did, and `pid` and `init_pid` are 0. `helper_lost`: a network helper has ended, and what it carried is cut off
+    until a restart. `cgroups` are its control groups' directories. `number` tells its instance from others.
+    """
 
     name: str
     instance: str
@@ -35,15 +43,40 @@ class RunningJail(msgspec.Struct, frozen=True, kw_only=True):
     init_pid: int
     supervisor_pid: int
     started: float
+    state: Literal["running", "restarting"] = "running"
+    restarts: int = 0
+    helper_lost: bool = False
+    cgroups: tuple[str, ...] = ()
+    number: str = ""
 
     @property
     def uptime_s(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start of this life."""
         return max(0.0, time.time() - self.started)
 
     def processes(self) -> tuple[int, ...]:
         """Pids of the jail's processes as the caller sees them, PID 1 first: those in its pid namespace."""
-        return tuple(_processes(self.init_pid))
+        return measure.members(self.init_pid) if self.init_pid else ()
+
+    def usage(self) -> Usage:
+        """Memory, CPU time and processes, now."""
+        return measure.usage(self.cgroups, self.processes())
+
+    def ports(self) -> tuple[str, ...]:
+        """What its spec opens outside: published ports, and sockets that it is given."""
+        return network.openings(Path(self.generation)) if "@" not in self.instance else ()
+
+
+class EndedJail(msgspec.Struct, frozen=True, kw_only=True):
+    """A started jail that ended by itself: its exit status (None when its supervisor was killed), when, and why."""
+
+    name: str
+    instance: str
+    generation: str
+    status: int | None
+    failed: str
+    restarts: int
+    ended: float
 
 
 def running() -> tuple[RunningJail, ...]:
@@ -53,17 +86,35 @@ def running() -> tuple[RunningJail, ...]:
         state = runfiles.read(instance)
         if state is None:
             continue
-        if runfiles.is_alive(state.init):
+        if state.alive:
             found.append(_jail(instance, state))
         elif state.status is None and "@" in instance:
             _clean(instance, state)
     return tuple(found)
 
 
+def ended() -> tuple[EndedJail, ...]:
+    """Jails that were started and have ended by themselves, by name; each is kept until it is started or stopped."""
+    found = []
+    for instance in runfiles.instances():
+        state = runfiles.read(instance)
+        if state is None or state.alive or "@" in instance or not state.generation:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            found.append(
+                EndedJail(
+                    name=instance, instance=instance, generation=state.generation, status=state.status,
+                    failed=state.failed, restarts=state.restarts or 0,
+                    ended=(runfiles.directory(instance) / "state").stat().st_mtime,
+                )  # fmt: skip
+            )
+    return tuple(found)
+
+
 def find(name: str) -> RunningJail:
     """The running jail `name`: the service's own instance, else the only other one. NotFoundError when none runs."""
     state = runfiles.read(name)
-    if state is not None and runfiles.is_alive(state.init):
+    if state is not None and state.alive:
         return _jail(name, state)
     others = [jail for jail in running() if jail.name == name]
     if len(others) == 1:
@@ -89,22 +140,13 @@ def stop(name: str, *, signal: int | None = None, timeout_s: float | None = None
         if left is not None:
             _clean(name, left)
         raise
-    state = runfiles.read(jail.instance)
-    if state is None or state.init is None:
-        raise runfiles.not_running(name)
     default_signal, default_timeout = _stopping(jail.generation)
-    with contextlib.suppress(ProcessLookupError):
-        init = os.pidfd_open(jail.init_pid)
-        try:
-            if runfiles.is_alive(state.init):
-                number = default_signal if signal is None else signal
-                _end(init, state, number, default_timeout if timeout_s is None else timeout_s)
-        finally:
-            os.close(init)
-    _wait_for_supervisor(state)
-    ended = runfiles.read(jail.instance)
-    _clean(jail.instance, ended or state)
-    return ended.status if ended is not None else None
+    number = default_signal if signal is None else signal
+    state = _end_lives(jail.instance, number, default_timeout if timeout_s is None else timeout_s)
+    if state is None:
+        return None
+    _clean(jail.instance, state)
+    return state.status
 
 
 def logs(name: str, *, older: bool = False) -> Iterator[bytes]:
@@ -125,15 +167,24 @@ def logs(name: str, *, older: bool = False) -> Iterator[bytes]:
 def last_status(name: str) -> int | None:
     """Exit status of a detached jail that ended by itself and was not started since; None when there is none."""
     state = runfiles.read(name)
-    return None if state is None or runfiles.is_alive(state.init) else state.status
+    return None if state is None or state.alive else state.status
 
 
 def _jail(instance: str, state: runfiles.State) -> RunningJail:
+    init = state.init if runfiles.is_alive(state.init) else None
+    started = state.started
+    if init is not None:
+        started = measure.started_at(init[1], time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
     return RunningJail(
-        name=instance.partition("@")[0], instance=instance, generation=state.generation, started=state.started,
-        pid=state.service[0] if runfiles.is_alive(state.service) and state.service else 0,
-        init_pid=state.init[0] if state.init else 0,
+        name=instance.partition("@")[0], instance=instance, generation=state.generation, started=started,
+        pid=state.service[0] if init and runfiles.is_alive(state.service) and state.service else 0,
+        init_pid=init[0] if init else 0,
         supervisor_pid=state.supervisor[0] if runfiles.is_alive(state.supervisor) and state.supervisor else 0,
+        state="running" if init else "restarting",
+        restarts=state.restarts or 0,
+        helper_lost=state.helper_lost,
+        cgroups=tuple(path for path in state.remove if path.startswith("/sys/fs/cgroup/")),
+        number=state.instance,
     )  # fmt: skip
 
 
@@ -146,30 +197,58 @@ def _stopping(generation: str) -> tuple[int, float]:
     return signals.Signals[spec.service.stop_signal], spec.service.stop_timeout_s
 
 
-def _end(init: int, state: runfiles.State, number: int, timeout_s: float) -> None:
-    if number in FORWARDED:
-        signals.pidfd_send_signal(init, number)
-    elif state.service is not None and runfiles.is_alive(state.service):
-        os.kill(state.service[0], number)
-    if not select.select([init], [], [], timeout_s)[0]:
-        signals.pidfd_send_signal(init, signals.SIGKILL)
-        if not select.select([init], [], [], _KILL_SECONDS)[0]:
-            raise StateError(
-                "the jail's PID 1 cannot be killed", hint="a process in it waits for the kernel: see `ps` for state D"
-            )
+def _end_lives(instance: str, number: int, timeout_s: float) -> runfiles.State | None:
+    """End the jail and whatever life its supervisor begins meanwhile; its last state, None when none is left."""
+    deadline = time.monotonic() + timeout_s + _KILL_SECONDS
+    while True:
+        state = runfiles.read(instance)
+        if state is None:
+            return None
+        if state.restarts is not None:
+            _signal(state.supervisor, signals.SIGPWR)  # the warden's sign for: no further life
+        if runfiles.is_alive(state.init):
+            _end_life(state, number, timeout_s)
+        if _has_ended(state.supervisor, _TURN_SECONDS if state.restarts is not None else _KILL_SECONDS):
+            return runfiles.read(instance) or state
+        if time.monotonic() > deadline:
+            _signal(state.supervisor, signals.SIGKILL)
 
 
-def _wait_for_supervisor(state: runfiles.State) -> None:
-    """It writes the last of the log and removes what the launch made."""
-    if not runfiles.is_alive(state.supervisor) or state.supervisor is None:
+def _end_life(state: runfiles.State, number: int, timeout_s: float) -> None:
+    """Signal, time, kill. StateError where even that does not end PID 1."""
+    _signal(state.init if number in FORWARDED else state.service, number)
+    if _has_ended(state.init, timeout_s):
         return
-    with contextlib.suppress(ProcessLookupError):
-        supervisor = os.pidfd_open(state.supervisor[0])
-        try:
-            if runfiles.is_alive(state.supervisor):
-                select.select([supervisor], [], [], _KILL_SECONDS)
-        finally:
-            os.close(supervisor)
+    _signal(state.init, signals.SIGKILL)
+    if not _has_ended(state.init, _KILL_SECONDS):
+        raise StateError(
+            "the jail's PID 1 cannot be killed", hint="a process in it waits for the kernel: see `ps` for state D"
+        )
+
+
+@contextlib.contextmanager
+def _pidfd(process: tuple[int, int] | None) -> Iterator[int | None]:
+    """A descriptor of that very process, None when it is gone."""
+    try:
+        descriptor = os.pidfd_open(process[0]) if process is not None else None
+    except ProcessLookupError:
+        descriptor = None
+    try:
+        yield descriptor if runfiles.is_alive(process) else None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _signal(process: tuple[int, int] | None, number: int) -> None:
+    with _pidfd(process) as descriptor, contextlib.suppress(ProcessLookupError):
+        if descriptor is not None:
+            signals.pidfd_send_signal(descriptor, number)
+
+
+def _has_ended(process: tuple[int, int] | None, timeout_s: float) -> bool:
+    with _pidfd(process) as descriptor:
+        return descriptor is None or bool(select.select([descriptor], [], [], timeout_s)[0])
 
 
 def _clean(instance: str, state: runfiles.State) -> None:
@@ -181,22 +260,3 @@ def _clean(instance: str, state: runfiles.State) -> None:
         with contextlib.suppress(OSError):
             os.rmdir(path)
     runfiles.release(instance)
-
-
-def _processes(init: int) -> Iterator[int]:
-    yield init
-    for entry in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        if entry != init and _descends(entry, init):
-            yield entry
-
-
-def _descends(pid: int, init: int) -> bool:
-    while pid > 1:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        if pid == init:
-            return True
-    return False

@@ -66,8 +66,8 @@ def launch(
     output to the jail's log, until `stop`; else the jail ends with this process. `gate`: stop right before the exec
     until `Running.release`. `stdin`, `stdout`, `stderr`: descriptors, `subprocess.PIPE` or `subprocess.DEVNULL`;
     default this process's own. `ephemeral`: what is written to volumes vanishes. `sockets`: listening descriptors,
-    passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)). `records`: further records of the warden's plan,
-    for limits and network.
+    passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)) and NGINX, in place of those that the spec names.
+    `records`: further records of the warden's plan.
 
     NotFoundError when nothing was built, StateError when it already runs, WallError when a launch step failed.
     """
@@ -112,8 +112,6 @@ def launch_generation(
     ]
     if ephemeral:
         fragment.append(wire.record(wire.EPHEMERAL, _EPHEMERAL_BYTES))
-    if sockets:
-        fragment += _sockets(sockets)
     if terminal:
         fragment.append(terminal_record())
     open_standard()
@@ -125,8 +123,9 @@ def launch_generation(
         fragment.append(wire.record(wire.KEEP, held))
         state = runfiles.claim(instance)
         stack.callback(os.close, state)
-        outside = stack.enter_context(connection(generation, publish=argv is None))
-        fragment += outside.records
+        outside = stack.enter_context(connection(generation, publish=argv is None, listen=argv is None and not sockets))
+        given = tuple(sockets) or tuple(outside.listening)
+        fragment += [*outside.records, *_sockets(given)]
         os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
         fragment.append(wire.record(wire.STATE, state))
         if detach:
@@ -138,7 +137,7 @@ def launch_generation(
             fragment.append(wire.record(wire.LIFELINE))
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
-            streams=Streams(stdin, stdout, stderr), inherit=(held, state, *sockets, *outside.inherit), gate=gate,
+            streams=Streams(stdin, stdout, stderr), inherit=(held, state, *given, *outside.inherit), gate=gate,
             detach=detach, wrapper=_wrapper(generation, number),
         )  # fmt: skip
 
@@ -238,7 +237,8 @@ def _hold(generation: Path, jail: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise StateError(f"`{generation}` is being removed", hint=f"`stockade status {jail}` shows what there is") from None
+        hint = f"`stockade status {jail}` shows what there is"
+        raise StateError(f"`{generation}` is being removed", hint=hint) from None
     return descriptor
 
 
@@ -273,9 +273,13 @@ def command_records(
 
 
 def _sockets(sockets: Sequence[int]) -> list[bytes]:
+    """Records that give the service these sockets, and say so as sd_listen_fds(3) and as nginx read it."""
+    if not sockets:
+        return []
     passed = [wire.record(wire.PASS, given, 3 + number) for number, given in enumerate(sockets)]
+    numbers = "".join(f"{3 + number};" for number in range(len(sockets)))
     # PID 1 makes one process, so the service is 2 in its namespace.
-    protocol = (f"LISTEN_FDS={len(sockets)}", "LISTEN_PID=2")
+    protocol = (f"LISTEN_FDS={len(sockets)}", "LISTEN_PID=2", f"NGINX={numbers}")
     return passed + [wire.text(wire.ENV, variable) for variable in protocol]
 
 

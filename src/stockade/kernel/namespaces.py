@@ -20,6 +20,7 @@ __all__ = [
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
     "loopback_up",
+    "reason",
     "refusal",
     "sethostname",
     "setns",
@@ -88,6 +89,11 @@ def loopback_up() -> None:
         answer = fcntl.ioctl(link, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         _, flags = _IFREQ.unpack(answer)
         fcntl.ioctl(link, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+
+
+def reason(code: int) -> str:
+    """Why a namespace was refused with the errno `code`, for a message; ENOSPC has nothing to do with a disk."""
+    return "the limit on their number is reached" if code == errno.ENOSPC else os.strerror(code)
 
 
 def refusal(code: int, *, proc_sys: Path = Path("/proc/sys")) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from stockade.errors import HostError
 
 from .libc import check, function
-from .namespaces import CLONE_NEWUSER, refusal, unshare
+from .namespaces import CLONE_NEWUSER, reason, refusal, unshare
 
 __all__ = ["Range", "Single", "call", "range_cure", "require_range", "subordinate"]
 
@@ -211,7 +211,7 @@ def _map(pid: int, ids: Range) -> None:
                 [command, *map(str, numbers)],
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
             )  # fmt: skip
-        except FileNotFoundError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise HostError(
                 f"`{command}` is not installed, and without it a range of ids cannot be used",
                 hint="install it: `apt-get install uidmap`",
@@ -228,5 +228,5 @@ def _map(pid: int, ids: Range) -> None:
 
 def _refused(code: int) -> HostError:
     return HostError(
-        f"this host refuses user namespaces to user `{_user()}`: {os.strerror(code)}", hint=refusal(code)
+        f"this host refuses user namespaces to user `{_user()}`: {reason(code)}", hint=refusal(code)
     )

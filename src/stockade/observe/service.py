@@ -158,7 +158,9 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
     """ServiceError if the service has ended and should not have, or could not be executed."""
     name = spec.service.command[0]
     if service.failure is not None:
-        raise ServiceError(f"cannot run `{name}`: {service.failure}", log=log())
+        raise ServiceError(
+            f"cannot run `{name}`: {service.failure}", hint="see that it can be run by hand, as the spec's user", log=log()
+        )
     status = service.status
     if isinstance(service, JailedService):
         if not must_stay(spec) or service.alive():
@@ -167,7 +169,10 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
     if status is None or (status == 0 and not must_stay(spec)):
         return
     if status < 0:
-        raise ServiceError(f"`{name}` was ended by {signal.Signals(-status).name}", log=log())
+        raise ServiceError(
+            f"`{name}` was ended by {signal.Signals(-status).name}",
+            hint="its log says why" if log() else "it wrote nothing; see whether it ends so by hand too", log=log(),
+        )  # fmt: skip
     if status in (126, 127) and not must_stay(spec):
         raise ServiceError(f"`{name}` could not be executed (status {status})", hint="its log says why", log=log())
     if not must_stay(spec):
@@ -181,8 +186,15 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
             hint="set `forks = true` in `[service]`, or give it the option that keeps it in the foreground",
             log=log(),
         )
-    raise ServiceError(
-        f"`{name}` ended early, with status {status}",
-        hint="its log says why" if log() else "it wrote nothing; try it by hand",
-        log=log(),
-    )
+    raise ServiceError(f"`{name}` ended early, with status {status}", hint=_ended_hint(status, log()), log=log())
+
+
+def _ended_hint(status: int, log: str) -> str:
+    """What to do about a service that ended: success means that it was never meant to stay."""
+    if status == 0:
+        return (
+            "exercises by clients need a service that stays: give it the option that keeps it in the foreground, or, for "
+            "a command that ends by itself, give its exercises `where = \"inside\"` and leave `ready` out"
+        )
+    return "its log says why" if log else "it wrote nothing; try it by hand"
+

@@ -18,11 +18,12 @@ from typing import Any
 
 from ..errors import HostError, ObserveError, ServiceError
 from ..kernel.capabilities import NAMES, last_capability
-from ..kernel.namespaces import refusal
+from ..kernel.namespaces import reason, refusal
 from ..kernel.pidfd import pid_of
 from ..kernel.userns import subordinate
 from ..records.seed import Seed
 from . import idmap
+from .hostmounts import FRESH
 from .process import Process
 from .protocol import Message, receive, send
 from .reach import HOST_REACHING
@@ -237,10 +238,7 @@ class View:
         """
         program = self.which(arguments[0], environment=environment, directory=directory)
         if program is None:
-            raise ServiceError(
-                f"cannot run `{arguments[0]}`: there is no such program",
-                hint=f"searched in `{environment.get('PATH', os.defpath)}`; give the whole path in `command`",
-            )
+            raise _no_program(arguments[0], environment)
         if self._by_range and uid is None:
             # As root's clients: they read what is the service's alone, and what the caller may read.
             uid = gid = 0
@@ -298,6 +296,17 @@ class View:
         return [self._program("setpriv", {}), *options, "--"] if options else []
 
 
+def _no_program(name: str, environment: Mapping[str, str]) -> ServiceError:
+    fresh = next((top for top in FRESH if name.startswith(f"{top}/")), None)
+    if fresh is not None:
+        hint = f"`{fresh}` is empty in the view of the host: move the program elsewhere, for example to `/opt`"
+    elif "/" in name:
+        hint = "look at its path and mode"
+    else:
+        hint = f"searched in `{environment.get('PATH', os.defpath)}`; give the whole path in `command`"
+    return ServiceError(f"cannot run `{name}`: there is no such program", hint=hint)
+
+
 def _namespace(pid: int, kind: str) -> int:
     path = f"/proc/{pid}/ns/{kind}"
     try:
@@ -333,7 +342,9 @@ def _host_error(answer: Message) -> HostError:
     where = f" on `{path}`" if path else ""
     message = f"cannot make a view of the host: {text}{where}"
     if answer["error"] == "namespaces":
-        return HostError(message, hint=refusal(code))
+        return HostError(
+            f"this host refuses the namespaces that a view is made of: {reason(code)}{where}", hint=refusal(code)
+        )
     return HostError(message, hint=_MOUNT_HINTS.get((text.partition(":")[0], code), refusal(code)))
 
 

@@ -23,7 +23,7 @@ from . import changes
 from .changes import Change
 from .guards import EXCESSIVE, HOST_ONLY, capability_for
 
-__all__ = ["Blocked", "blocked", "granted", "selection"]
+__all__ = ["Blocked", "Key", "blocked", "granted", "selection"]
 
 _SET_NAME = frozenset({"sethostname", "setdomainname"})
 _NAME_IS_SET = "a jail's name is not its service's to change: set `hostname` in the spec"
@@ -33,6 +33,8 @@ _SHORT_LIVED = ("/run", "/tmp", "/var/tmp", "/var/run", "/var/lock", "/var/cache
 _OWN = ("/proc/", "/sys/", "/run/", "/tmp/")  # what a jail and the host each have for themselves
 #: Devices that open the machine's memory, ports or log.
 _RAW = frozenset({"mem", "kmem", "port", "kmsg", "nvram", "hpet"})
+
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Blocked:
     tried: bool = True
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What makes it the same refusal in another run."""
-        return self.refusal.what, self.refusal.error, self.refusal.path
+        return self.refusal.what, self.refusal.wall, self.refusal.path
 
 
 def granted(spec: Spec, lock: Lock) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ def blocked(
     What failed in the same way `outside` is no refusal of the walls. `host` gives the status of a path of the host.
     """
     view = _View(trace, spec, lock, outside)
-    found: dict[tuple[str, str, str], Blocked] = {}
+    found: dict[Key, Blocked] = {}
     for one in (*view.calls(), *view.accesses(host)):
         known = found.get(one.key)
         if known is not None:
@@ -141,7 +143,8 @@ class _View:
             family = seen.arguments[0]
             kind, number = ("netlink", seen.arguments[2]) if family in allowed.families else ("families", family)
             word = presets.word_of(kind, number)
-            what = f"{seen.name}: {word or ('protocol' if kind == 'netlink' else 'family') + f' {number}'}"
+            name = word.partition(":")[2].upper() or str(number)
+            what = f"{seen.name} of {'NETLINK' if kind == 'netlink' else 'AF'}_{name}"
             if not word:
                 return self._never(seen, "filter", _NO_FAMILY, what)
             why = f"the policy does not allow `{word}`"

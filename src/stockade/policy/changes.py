@@ -13,8 +13,8 @@ from ..records.spec import Directory, Network, Spec
 from ..records.text import escape
 
 __all__ = [
-    "Change", "capabilities", "capability", "device", "directory", "include", "lines", "network", "no_landlock", "owner",
-    "preset", "publish", "system_call", "toml",
+    "Change", "capabilities", "capability", "device", "directory", "include", "lines", "network", "no_landlock",
+    "owner", "preset", "publish", "system_call", "toml",
 ]  # fmt: skip
 
 Change = Callable[[Spec], Spec]

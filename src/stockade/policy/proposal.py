@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..kernel import presets
@@ -140,11 +141,14 @@ def _directory(found: LockDirectory, names: Mapping[int, str]) -> Directory:
 
 
 def _ports(trace: Trace) -> set[str]:
-    """`PORT/tcp` for every port listened on and `PORT/udp` for every other that was bound to."""
-    inet = [found for found in trace.sockets if found.family in ("inet", "inet6") and found.port and not found.error]
-    listening = {found.port for found in inet if found.operation == "listen"}
-    bound = {found.port for found in inet if found.operation == "bind"}
-    return {f"{port}/tcp" for port in listening} | {f"{port}/udp" for port in bound - listening}
+    """`PORT/tcp` for every port listened on; `PORT/udp` for one that was bound to more often than listened on."""
+    listening, bound = Counter[tuple[str, str, int]](), Counter[tuple[str, str, int]]()
+    for found in trace.sockets:
+        if found.family in ("inet", "inet6") and found.port and not found.error and found.operation != "connect":
+            counted = listening if found.operation == "listen" else bound
+            counted[found.family, found.address, found.port] += 1
+    udp = {port for _, _, port in bound - listening}
+    return {f"{port}/tcp" for _, _, port in listening} | {f"{port}/udp" for port in udp}
 
 
 def _unpublished(ports: Sequence[str], spec: Spec) -> Iterator[tuple[int, str]]:

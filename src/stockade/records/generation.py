@@ -7,9 +7,13 @@ from pathlib import Path
 import msgspec
 
 from .lock import Lock
+from .proposal import Proposal
 
 #: In a generation's directory: names of the exercises that passed inside before it became current.
 EXERCISES = "exercises.json"
+
+#: In a generation's directory: the policy that was enough for them, as `records.proposal.Proposal`.
+PROPOSAL = "proposal.json"
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,3 +39,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def rootfs(self) -> Path:
         """The tree that becomes `/`."""
         return self.path / "rootfs"
+
+    def proposal(self) -> Proposal | None:
+        """The policy that the build found to be enough; None where the build did not try it."""
+        try:
+            return msgspec.json.decode((self.path / PROPOSAL).read_bytes(), type=Proposal)
+        except FileNotFoundError:
+            return None

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 _FORM = re.compile(r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<outer>\d+):(?P<inner>\d+)(?:/(?P<protocol>tcp|udp))?")
+_LISTEN_FORM = re.compile(r"(?P<address>(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<port>\d+)(?P<protocol>/(?:tcp|udp))?")
 LOOPBACK = "127.0.0.1"
 
 
@@ -43,3 +44,14 @@ def parse(text: str) -> Published:
         target=int(match["inner"]),
         protocol="udp" if match["protocol"] == "udp" else "tcp",
     )
+
+
+def parse_listen(text: str) -> Published:
+    """Read `[ADDRESS:]PORT[/tcp|/udp]`: a socket that is opened outside and given to the service itself.
+
+    Without an address it is open on 127.0.0.1 only. ValueError says what is wrong.
+    """
+    match = _LISTEN_FORM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"cannot read `{text}` as `[ADDRESS:]PORT[/tcp|/udp]`")
+    return parse(f"{match['address'] or ''}{match['port']}:{match['port']}{match['protocol'] or ''}")

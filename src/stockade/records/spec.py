@@ -103,6 +103,7 @@ class Mount(_Record, frozen=True, kw_only=True):
 class Network(_Record, frozen=True, kw_only=True):
     mode: Literal["none", "host", "private"] = "none"
     publish: tuple[str, ...] = ()     # [ADDRESS:]PORT:PORT[/tcp|/udp]
+    listen: tuple[str, ...] = ()      # [ADDRESS:]PORT[/tcp|/udp], opened outside, given to the service as LISTEN_FDS
     egress: bool = False
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from stockade.errors import HostError, StateError
 
-__all__ = ["make"]
+__all__ = ["give", "make"]
 
 _TIMEOUT_S = 600
 _MEGABYTE = 1 << 20
@@ -53,6 +54,25 @@ def make(tree: Path, target: Path, *, name: str, size: int | None = None) -> Non
             f"no file system of {wanted // _MEGABYTE} MB could be made of `{tree}`: {done.stderr.strip()}",
             hint="give a larger `--size`, or make room on the host's disk",
         )
+
+
+def give(image: Path, owners: Mapping[str, tuple[int, int]]) -> None:
+    """Write owners into the file system of `image`: paths and their uid and gid. StateError when one cannot be set."""
+    lines = []
+    for path, (uid, gid) in sorted(owners.items()):
+        if any(character in path for character in '"\n\\'):
+            raise StateError(f"`{path}` cannot be given an owner", hint="give it a plain name")
+        lines += [f'set_inode_field "{path}" uid {uid}', f'set_inode_field "{path}" gid {gid}']
+    when = os.environ.get("SOURCE_DATE_EPOCH", str(TIME))
+    done = subprocess.run(
+        ["debugfs", "-w", "-f", "/dev/stdin", os.fspath(image)], input="\n".join(lines) + "\n", capture_output=True,
+        text=True, errors="replace", timeout=_TIMEOUT_S, check=False,
+        env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "E2FSPROGS_FAKE_TIME": when},
+    )  # fmt: skip
+    # debugfs(8) always ends with 0; what went wrong is on its standard error, below its own name and version.
+    wrong = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs ")]
+    if wrong:
+        raise StateError(f"owners could not be written into `{image}`: {wrong[0]}")
 
 
 def _measure(tree: Path) -> tuple[int, int]:

@@ -68,6 +68,7 @@ def image_of_jail(jail: str, name: str, *, size: int | None = None, ports: bool 
             *(staging.Owned(path=f"{_VOLUMES}/{found.volume}", mode=found.mode, uid=inner_root + found.uid,
                             gid=inner_gid + found.gid) for found in volumes),
         ],
+        owners={unescape(entry.path): (entry.uid, entry.gid) for entry in lock.entries if entry.uid or entry.gid},
         size=size,
     )  # fmt: skip
 

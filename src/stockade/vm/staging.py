@@ -47,12 +47,14 @@ class Owned(msgspec.Struct, frozen=True, kw_only=True):
 
 def image_of(
     name: str, tree: Path, image: Image, *, additions: Sequence[Addition] = (), directories: Sequence[Owned] = (),
-    copies: Mapping[str, str] | None = None, size: int | None = None, with_init: bool = True,
+    copies: Mapping[str, str] | None = None, owners: Mapping[str, tuple[int, int]] | None = None,
+    size: int | None = None, with_init: bool = True,
 ) -> Image:  # fmt: skip
     """Make the image `name` of the directory `tree`, as its owner sees it; `image` says the rest.
 
     `copies` are directories of the tree to have once more elsewhere, by target. Times are all the same, so that the same tree
-    gives the same image. Errors as the file system has them.
+    gives the same image. `owners` are those of its paths but root's, for a caller with a single id: on disk all is that
+    one's then. Errors as the file system has them.
     """
     wanted = [*additions, *_guest_files()] if with_init else list(additions)
     ids = None if os.geteuid() == 0 else userns.subordinate() or userns.Single(uid=0, gid=0)
@@ -63,6 +65,7 @@ def image_of(
             _as_owner(
                 ids, _make, tree, scratch / "root", wanted, list(directories), dict(copies or {}), disk, name, size,
                 ids.count if isinstance(ids, userns.Range) else None,
+                None if not isinstance(ids, userns.Single) else dict(owners or {}),
             )  # fmt: skip
         finally:
             _as_owner(ids, _remove, scratch)
@@ -110,10 +113,13 @@ def _remove(path: Path) -> None:
 
 def _make(
     tree: Path, root: Path, additions: list[Addition], directories: list[Owned], copies: dict[str, str], disk: Path,
-    name: str, size: int | None, caller: int | None,
+    name: str, size: int | None, caller: int | None, owners: dict[str, tuple[int, int]] | None,
 ) -> None:  # fmt: skip
-    """As the owner of the tree's files: copy, add, make the file system; `caller` is the caller's own id in here."""
-    copy_tree(tree, root)
+    """As the owner of the tree's files: copy, add, make the file system; `caller` is the caller's own id in here.
+
+    With `owners` no other id than the caller's exists in here: they are written into the file system afterwards.
+    """
+    copy_tree(tree, root, keep_owners=owners is None)
     for point in _MOUNT_POINTS:
         if not os.path.lexists(root / point):
             (root / point).mkdir(mode=0o755)
@@ -122,13 +128,16 @@ def _make(
         place = _below(root, target)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _below(root, source).is_dir():
-            copy_tree(_below(root, source), place)
+            copy_tree(_below(root, source), place, keep_owners=owners is None)
         else:
             place.mkdir(mode=0o755)
     for owned in directories:
         place = _below(root, owned.path)
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        os.chown(place, owned.uid, owned.gid)
+        if owners is None:
+            os.chown(place, owned.uid, owned.gid)
+        else:
+            owners[owned.path] = owned.uid, owned.gid
         place.chmod(owned.mode)
     for addition in additions:
         place = _below(root, addition.path)
@@ -140,6 +149,8 @@ def _make(
         place.chmod(addition.mode)
     _same_times(root)
     filesystem.make(root, disk, name=name, size=size)
+    if owners:
+        filesystem.give(disk, owners)
     if caller is not None:
         os.chown(disk, caller, caller)
 
@@ -155,13 +166,12 @@ def _below(root: Path, path: str) -> Path:
     return place
 
 
-def copy_tree(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: Path, *, keep_owners: bool = True) -> None:
     """Copy a tree with owners, modes, links, devices and capabilities; hard links become one file again."""
-    seen: dict[tuple[int, int], Path] = {}
-    _copy(source, target, seen)
+    _copy(source, target, {}, keep_owners)
 
 
-def _copy(source: Path, target: Path, seen: dict[tuple[int, int], Path]) -> None:
+def _copy(source: Path, target: Path, seen: dict[tuple[int, int], Path], keep_owners: bool) -> None:
     status = source.lstat()
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFDIR and status.st_nlink > 1:
@@ -174,14 +184,15 @@ def _copy(source: Path, target: Path, seen: dict[tuple[int, int], Path]) -> None
     elif kind == stat.S_IFDIR:
         target.mkdir(mode=0o700)
         for name in sorted(os.listdir(source)):
-            _copy(source / name, target / name, seen)
+            _copy(source / name, target / name, seen, keep_owners)
     elif kind == stat.S_IFREG:
         shutil.copyfile(source, target)
-    elif kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
+    elif kind == stat.S_IFIFO or (kind in (stat.S_IFCHR, stat.S_IFBLK) and keep_owners):
         os.mknod(target, status.st_mode, status.st_rdev)
     else:
         return
-    os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    if keep_owners:
+        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     if kind != stat.S_IFLNK:
         for attribute in os.listxattr(source, follow_symlinks=False):
             if attribute == "security.capability":

@@ -42,6 +42,7 @@ class Started:
         self.status: int | None = None
         self.ended: dict[str, Any] | None = None
         self.seconds: dict[str, float] = {}
+        self.keeper_pid = keeper.pid
         self._keeper = keeper
         self._leash = leash
         self._text = b""
