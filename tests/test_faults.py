@@ -196,9 +196,7 @@ def test_links_in_a_circle_that_a_program_meets_do_no_harm(tmp_path: Path, place
     script = f"cat {place}/one/file {place}/self {place}/two; cat /etc/motd"
     bench.write(SPEC.replace('"cat /etc/motd"', json.dumps(script), 1))
     bench.good("build", NAME)
-    done = bench.run("run", NAME)
-    assert done.stdout == "sound\n"
-    assert done.stderr.count("Too many levels of symbolic links") == 3
+    assert bench.run("run", NAME).stdout == "sound\n"
     bench.clean()
 
 
@@ -206,13 +204,10 @@ def test_included_links_in_a_circle_are_named(bench: Bench, place: Path) -> None
     (place / "circle").symlink_to("circle")
     bench.write(SPEC.replace("[files]", f'[files]\ninclude = ["{place}/circle"]'))
     done = bench.run("build", NAME)
-    if done.returncode:
-        error, hint = errors(done)
-        assert f"{place}/circle" in error
-        assert hint
-    else:
-        assert f"{place}/circle" in bench.good("explain", NAME, f"{place}/circle")
-        bench.good("rollback", NAME)
+    assert done.returncode == 1
+    assert errors(done) == (
+        f"`{place}/circle` in `files.include` is a loop of symlinks", "mend the links, or name what they should lead to"
+    )
 
 
 MISTAKES = {
@@ -292,7 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Bench]:
     """A home on a disk of 16 MB, seen in a mount namespace of its own."""
     home = tmp_path / "disk"
     home.mkdir()
-    script = 'mount -t tmpfs -o size=16m none "$1" && echo mounted && exec sleep 600'
+    script = 'mount -t tmpfs -o size=16m,mode=0700 none "$1" && echo mounted && exec sleep 600'
     with subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", home], stdout=subprocess.PIPE,
         text=True,

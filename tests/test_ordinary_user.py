@@ -146,6 +146,8 @@ class User:
         site = self.home / "site"
         site.mkdir()
         (site / "index.html").write_text("a page of hers\n")
+        for path in (site, site / "index.html"):
+            os.chown(path, UID, UID)
         return site
 
     def foreign_files(self) -> list[str]:

@@ -160,17 +160,21 @@ class Jail:
     @contextlib.contextmanager
     def service(self, *, ephemeral: bool = False) -> Iterator[walls.RunningJail]:
         """The jail's service, started in the background, for the length of a `with` block. Nothing is left after it."""
-        walls.launch(self.name, detach=True, ephemeral=ephemeral).close()
+        jail = self.start(ephemeral=ephemeral)
         try:
-            yield walls.find(self.name)
+            yield jail
         finally:
             with contextlib.suppress(NotFoundError):
                 walls.stop(self.name)
 
-    def start(self) -> walls.RunningJail:
-        """Start the service in the background, until `stop`. StateError when it already runs."""
-        walls.launch(self.name, detach=True).close()
-        return walls.find(self.name)
+    def start(self, *, wait: bool = True, ephemeral: bool = False) -> walls.RunningJail:
+        """Start the service in the background, until `stop`; with `wait` return when it is ready, as its spec says.
+
+        ServiceError where it never is (it is stopped then), StateError when it already runs.
+        """
+        from . import lifecycle
+
+        return lifecycle.start(self.name, wait=wait, ephemeral=ephemeral)
 
     def stop(self, *, timeout_s: float | None = None) -> int | None:
         """Stop the service as its spec says; its status where it is known. NotFoundError when it does not run."""

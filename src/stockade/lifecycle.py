@@ -87,9 +87,10 @@ class _Log:
 def _ended(name: str) -> ServiceError:
     status = contain.last_status(name)
     how = "" if status is None else f", with status {status}"
-    return ServiceError(
-        f"jail `{name}` ended right after its start{how}", hint=f"`stockade logs {name}` shows all of it"
+    hint = f"`stockade run {name}` is for a command that ends by itself" if status == 0 else (
+        f"`stockade logs {name}` shows all of it"
     )
+    return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint)
 
 
 def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozenset[int] = frozenset()) -> None:

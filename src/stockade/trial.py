@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import msgspec
 
 from . import contain, observe
 from .build.generations import Store, ids_of, on_files
+from .build.lock import is_generated
 from .contain.communicate import PIPES, communicate
 from .contain.runfiles import start_time
 from .contain.volumes import prepare
@@ -22,11 +24,14 @@ from .records.exercise import ExerciseResult, Outcome
 from .records.lock import Lock
 from .records.seed import Seed
 from .records.spec import Network, Spec
+from .records.text import unescape
 from .records.trace import Trace
 
-__all__ = ["Trial", "try_inside"]
+__all__ = ["TRIED", "Trial", "try_inside"]
 
 TRIAL_VOLUMES = ".trial-volumes"
+#: How the names of volumes begin that the build does not know: what they start with may be written to.
+TRIED = "tried-"
 _LOG_TAIL = 64 * 1024
 _MOST_OUTPUT = 1 << 20
 _END_SECONDS = 10.0
@@ -112,10 +117,24 @@ def _volumes(
     """Volumes for one trial, with what the rootfs has at their place."""
     prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=uid, gid=gid)
     try:
+        for found in lock.directories:
+            if found.volume.startswith(TRIED):
+                on_files(ids_of(store, uid, gid), _open_up, volumes / found.volume, unescape(found.path), lock)
         yield
     finally:
         if volumes.exists():
             on_files(ids_of(store, uid, gid), shutil.rmtree, volumes)
+
+
+def _open_up(volume: Path, place: str, lock: Lock) -> None:
+    """Give the owner of each file that was copied into `place` the right to write, as a build does in a volume."""
+    generated = {unescape(entry.path) for entry in lock.entries if is_generated(entry)}
+    for above, _, files, descriptor in os.fwalk(volume):
+        within = os.path.normpath(f"{place}/{os.path.relpath(above, volume)}")
+        for name in files:
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and f"{within}/{name}" not in generated:
+                os.chmod(name, stat.S_IMODE(status.st_mode) | stat.S_IWUSR, dir_fd=descriptor)
 
 
 def _exists(pid: int) -> bool:

@@ -22,11 +22,12 @@ from .records.report import WhyReport
 from .records.spec import Ready, Spec
 from .records.text import escape, unescape
 from .records.trace import Trace
-from .trial import Trial, try_inside
+from .trial import TRIED, Trial, try_inside
 
 __all__ = ["Diagnosis", "described", "diagnose", "explained", "why"]
 
 MOST_RUNS = 5
+_OUTPUT = 4000
 Progress = Callable[[str], None]
 Run = Callable[[Spec, Lock], Trial]
 
@@ -83,6 +84,8 @@ def diagnose(
         known = _with_directories(lock, tried, rootfs)
         trial, runs = run(tried, known), runs + 1
     result = Diagnosis(spec, spec, good(first), good(trial), runs)
+    # What is refused for another reason by now is refused for good.
+    found |= {key: one for key, one in now.items() if one.change is None}
     for key, one in found.items():
         if one.change is not None and _in_vain(one, found.values()):
             continue
@@ -120,7 +123,7 @@ def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
     for number, (path, wanted) in enumerate(spec.directories.items()):
         if unescape(path) not in known:
             who = account(rootfs, wanted.owner)
-            volume = f"tried-{number}" if wanted.kind == "volume" else ""
+            volume = f"{TRIED}{number}" if wanted.kind == "volume" else ""
             made.append(LockDirectory(path=path, mode=int(wanted.mode, 8), uid=who.uid, gid=who.gid, volume=volume))
     return msgspec.structs.replace(lock, directories=(*lock.directories, *made))
 
@@ -175,6 +178,7 @@ def why(name: str, command: Sequence[str] = (), *, progress: Progress | None = N
         runs=diagnosis.runs,
         refusals=tuple(diagnosis.refusals),
         toml=diagnosis.toml,
+        output="" if diagnosis.works else escape(first.log[-_OUTPUT:]),
     )
 
 

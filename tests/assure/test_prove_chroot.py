@@ -26,7 +26,7 @@ def _no_path(*paths: str) -> Callable[[], bool]:
 
 
 def _no_call(*names: str) -> Callable[[], bool]:
-    """Whether the kernel has none of these calls: with bad arguments each gives some errno, and ENOSYS when it is absent."""
+    """Whether the kernel has none of these calls: bad arguments give some errno, a call that is absent ENOSYS."""
 
     def absent() -> bool:
         numbers = syscalls.numbers(os.uname().machine)
@@ -51,6 +51,8 @@ def _disk_closed() -> bool:
     return False
 
 
+DEBUG = ("/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security")
+
 # What a kernel or this host may lack: then nobody can escape that way, and the probe has to say so.
 LACKING: dict[str, tuple[str, Callable[[], bool]]] = {
     "F8": ("the host lets nobody open its disk", _disk_closed),
@@ -68,7 +70,7 @@ LACKING: dict[str, tuple[str, Callable[[], bool]]] = {
     "K13": ("a kernel without iopl, /dev/mem and kcore",
             lambda: _no_call("iopl")() and _no_path("/dev/mem", "/dev/port", "/proc/kcore")()),
     "K14": ("no debugfs or tracefs is mounted",
-            lambda: not any(os.path.isdir(path) and os.listdir(path) for path in ("/sys/kernel/debug", "/sys/kernel/tracing"))),
+            lambda: not any(os.path.isdir(path) and os.listdir(path) for path in DEBUG)),
     "T7": ("no such service runs", _no_path("/run/dbus/system_bus_socket", "/run/docker.sock", "/run/systemd/private",
                                             "/tmp/.X11-unix/X0", "/run/containerd/containerd.sock")),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -43,15 +44,16 @@ def lives(word: str = "begun") -> int:
 
 
 def test_each_life_is_a_whole_new_launch(jail: Builder) -> None:
-    jail(spec=policy("always", "echo begun; ls /tmp; touch /tmp/left; readlink /proc/self/ns/pid; sleep 0.05"))
+    jail(spec=policy("always", "echo begun; echo pid $$; ls /tmp; touch /tmp/left; sleep 0.05"))
     start("always").close()
-    assert until(lambda: lives() >= 3)
-    found = contain.find("test")
-    assert found.restarts >= 2
+    first = contain.find("test").init_pid
+    assert until(lambda: lives() >= 4)
+    assert until(lambda: contain.find("test").init_pid not in (0, first))
+    assert contain.find("test").restarts >= 2
     contain.stop("test", timeout_s=0.5)
     text = "\n".join(log())
     assert "left" not in text.split(), "the tmpfs of the life before was still there"
-    assert len(set(re.findall(r"pid:\[\d+\]", text))) >= 3
+    assert set(re.findall(r"^pid (\d+)$", text, re.MULTILINE)) == {"2"}, "the pid namespace was not new"
 
 
 def test_failure_only_is_restarted_on_failure(jail: Builder) -> None:
@@ -90,7 +92,8 @@ def test_delay_doubles_up_to_the_longest_and_a_long_life_resets_it(jail: Builder
     contain.stop("test", timeout_s=0.5)
     times = [float(line.split()[1]) for line in log() if line.startswith("up ")]
     gaps = [round(later - earlier, 1) for earlier, later in zip(times, times[1:], strict=False)][:4]
-    assert [abs(gap - wanted) < 0.28 for gap, wanted in zip(gaps, (0.3, 0.6, 1.2, 1.2), strict=True)] == [True] * 4, gaps
+    wanted = (0.3, 0.6, 1.2, 1.2)
+    assert all(abs(gap - want) < 0.28 for gap, want in zip(gaps, wanted, strict=True)), gaps
 
 
 def test_long_life_resets_the_delay(jail: Builder) -> None:
@@ -98,7 +101,7 @@ def test_long_life_resets_the_delay(jail: Builder) -> None:
     start("always", (100, 60_000, 200)).close()
     assert until(lambda: any("restart 4" in line for line in log()), seconds=15)
     contain.stop("test", timeout_s=0.5)
-    assert {line.rpartition(" in ")[2] for line in log() if "restart" in line} == {"0.1 s"}
+    assert {line.rpartition(" in ")[2] for line in log() if re.search(r"restart \d", line)} == {"0.1 s"}
 
 
 def test_compiled_policy_begins_with_a_second_and_ends_with_a_minute(jail: Builder) -> None:
@@ -184,9 +187,12 @@ def test_published_port_stays_open_between_two_lives(jail: Builder) -> None:
         answers = []
         for _ in range(50):
             # The first connection after a new start may come before the service listens.
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            with (
+                contextlib.suppress(ConnectionResetError),
+                socket.create_connection(("127.0.0.1", port), timeout=10) as client,
+            ):
                 answers.append(client.recv(100))
-            if answers[-1]:
+            if answers and answers[-1]:
                 break
             time.sleep(0.05)
         assert answers[-1] == b"answer\n"
@@ -221,14 +227,14 @@ def test_many_lives_leave_the_supervisor_as_it_was(jail: Builder) -> None:
     supervisor = running.supervisor_pid
     assert until(lambda: contain.find("test").restarts > 3)
 
-    def state() -> tuple[int, int]:
-        size = (places.runtime("test") / "state").stat().st_size
-        return len(os.listdir(f"/proc/{supervisor}/fd")), size
+    def least() -> int:
+        """What is open at the quietest of some moments: a launch opens a tree for each mount."""
+        return min(len(os.listdir(f"/proc/{supervisor}/fd")) for _ in range(200))
 
+    before = least()
     assert until(lambda: contain.find("test").restarts > 60, seconds=30)
-    descriptors, size = state()
-    assert descriptors <= 14
-    assert size < 1500
+    assert least() <= before
+    assert (places.runtime("test") / "state").stat().st_size < 1500
     contain.stop("test", timeout_s=0.2)
     running.close()
     assert list(places.run().iterdir()) == []

@@ -43,7 +43,7 @@ os.environ["HOME"] = "/srv/walter"
 """
 
 COMMON = """
-import json, os
+import json, os, sys
 from stockade import observe
 from stockade.errors import StockadeError
 from stockade.observe.exercise import client
@@ -64,9 +64,11 @@ def as_walter(as_root: None, strace: None) -> Run:
     if shutil.which("newuidmap") is None:
         pytest.skip("newuidmap is not installed: `apt-get install uidmap`")
 
-    def run(code: str, *, ids: str = "range") -> Any:
+    def run(code: str, *, ids: str = "range", before: str = "") -> Any:
+        """What `code` shows, run as the user; `before` is run as root, in the user's mount namespace."""
+        become = BECOME.replace("os.setgroups", f"{before}\nos.setgroups", 1)
         done = subprocess.run(
-            [sys.executable, "-B", "-c", BECOME + COMMON + textwrap.dedent(code), ids],
+            [sys.executable, "-B", "-c", become + COMMON + textwrap.dedent(code), ids],
             env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([str(SOURCE), *LIBRARIES]), "LC_ALL": "C.UTF-8"},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -127,6 +129,8 @@ def test_seeds_are_seen_below_directories_that_the_user_may_not_write(as_walter:
 def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
     found = as_walter(
         """
+        # With a range a client is the view's root, as a client of root's is; without one there is only the one id.
+        client_id = "0" if sys.argv[1] == "range" else "1234"
         code = (
             "import http.server as h, socketserver\\n"
             "socketserver.TCPServer(('127.0.0.1', 80), h.SimpleHTTPRequestHandler).serve_forever()"
@@ -137,7 +141,7 @@ def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
             service=Service(command=("/usr/bin/python3", "-c", code), directory="/etc", ready=Ready(tcp=80)),
             exercises=(
                 Exercise(command=("/usr/bin/python3", "-c", client_code)),
-                Exercise(command=("id", "-u"), stdout="^1234$"),
+                Exercise(command=("id", "-u"), stdout=f"^{client_id}$"),
             ),
         )
         seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity(1234, 1234))
@@ -148,6 +152,42 @@ def test_a_server_with_clients_is_observed(as_walter: Run, ids: str) -> None:
     )
     assert found[0] == [True, True]
     assert "/etc/hostname" in found[1]
+
+
+def test_a_seed_wins_over_a_file_that_is_a_mount_point(as_walter: Run, ids: str) -> None:
+    """/etc/hosts and the like in a container, whose own content then must not be seen."""
+    found = as_walter(
+        """
+        with observe.View.open(seeds=[Seed(path="/etc/passwd", content=b"seeded", mode=0o644)]) as view:
+            out = client(view)(["cat", "/etc/passwd"], b"", 10)
+            show([out.status, out.stdout.decode()])
+        """,
+        ids=ids,
+        before='mount("/etc/passwd", "/etc/passwd", None, 4096)',
+    )
+    assert found == [0, "seeded"]
+
+
+def test_a_seeded_directory_replaces_one_that_the_user_may_not_read(as_walter: Run) -> None:
+    """A daemon's queue, in which it must be able to make, rename and remove files."""
+    found = as_walter(
+        """
+        seeds = [
+            Seed(path=f"/media/queue/{name}", type="directory", mode=0o700, uid=33, gid=33) for name in ("new", "old")
+        ]
+        with observe.View.open(seeds=seeds) as view:
+            script = "cd /media/queue; cat open; touch new/x && mv new/x old/y; ls *"
+            out = client(view)(["setpriv", "--reuid=33", "--regid=33", "--clear-groups", "sh", "-c", script], b"", 10)
+            show([out.stdout.decode(), out.stderr.decode()])
+        """,
+        before=(
+            'mount("t", "/media", "tmpfs"); os.mkdir("/media/queue"); '
+            'open("/media/queue/open", "w").write("shown\\n")\n'
+            'for name in ("new", "old"): os.mkdir(f"/media/queue/{name}", 0o700); '
+            'open(f"/media/queue/{name}/of-the-host", "w").close()'
+        ),
+    )
+    assert found == ["shown\nopen\n\nnew:\n\nold:\ny\n", ""]
 
 
 def test_with_a_range_a_service_changes_its_ids_and_its_descriptors_stay_visible(as_walter: Run) -> None:

@@ -169,6 +169,24 @@ def test_a_seed_replaces_a_link_and_leaves_its_target(view: observe.View, sh: Sh
     assert out(sh("cat /srv/link; cat /etc/hostname")) == f"mine{Path('/etc/hostname').read_text().strip()}"
 
 
+def test_a_seed_wins_over_a_file_that_is_a_mount_point(as_root: None) -> None:
+    """/etc/hosts and the like in a container."""
+    code = """
+from stockade import observe
+from stockade.kernel.mount import MS_BIND, MS_PRIVATE, MS_REC, mount
+from stockade.kernel.namespaces import CLONE_NEWNS, unshare
+from stockade.observe.exercise import client
+from stockade.records.seed import Seed
+unshare(CLONE_NEWNS)
+mount(None, "/", None, MS_REC | MS_PRIVATE)
+mount("/etc/hostname", "/etc/hostname", None, MS_BIND)
+with observe.View.open(seeds=[Seed(path="/etc/hostname", content=b"seeded", mode=0o644)]) as view:
+    print(client(view)(["cat", "/etc/hostname"], b"", 10).stdout.decode())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("seeded\n", "")
+
+
 def test_ids_groups_umask_directory_and_environment_are_taken_on(view: observe.View) -> None:
     reader, writer = os.pipe()
     with view.spawn(

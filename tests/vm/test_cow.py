@@ -6,6 +6,8 @@ import os
 import shutil
 import struct
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,25 +38,29 @@ def test_a_new_file_is_what_uml_mkcow_makes(tmp_path: Path, size: int) -> None:
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
-def test_a_new_file_is_what_the_kernel_makes(tmp_path: Path) -> None:
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory where anybody may write: pytest's own are root's alone, and UML never runs as root."""
+    with tempfile.TemporaryDirectory(prefix="stockade-cow-") as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+def test_a_new_file_is_what_the_kernel_makes(open_place: Path) -> None:
     needs_uml()
-    tmp_path.chmod(0o777)
-    base = _base(tmp_path / "base", 1 << 20)
+    base = _base(open_place / "base", 1 << 20)
     base.chmod(0o444)
     user = 65534 if os.geteuid() == 0 else None
-    for directory in (tmp_path, *tmp_path.parents):
-        if user is not None and not directory.stat().st_mode & 0o001:
-            pytest.skip(f"`{directory}` cannot be entered by the ordinary user that UML has to be: use another --basetemp")
     subprocess.run(
         ["linux.uml", "mem=32M", "ubd0=kernel.cow,base", "con=none", "con0=null,fd:1", "ssl=none", "panic=1"],
-        cwd=tmp_path, user=user, extra_groups=[] if user else None, capture_output=True, timeout=30, check=False,
-        stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin", "HOME": str(tmp_path), "TMPDIR": "/dev/shm"},
+        cwd=open_place, user=user, extra_groups=[] if user else None, capture_output=True, timeout=30, check=False,
+        stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin", "HOME": str(open_place), "TMPDIR": "/dev/shm"},
     )  # fmt: skip
-    theirs = cow.read(tmp_path / "kernel.cow")
+    theirs = cow.read(open_place / "kernel.cow")
     assert (theirs.size, theirs.mtime) == (1 << 20, 1_234_567_890)
-    cow.create(tmp_path / "ours", backing=theirs.backing, base=base)
+    cow.create(open_place / "ours", backing=theirs.backing, base=base)
     head = theirs.data_start
-    assert (tmp_path / "ours").read_bytes()[:head] == (tmp_path / "kernel.cow").read_bytes()[:head]
+    assert (open_place / "ours").read_bytes()[:head] == (open_place / "kernel.cow").read_bytes()[:head]
 
 
 def test_a_new_file_takes_12_kib_whatever_its_base_holds(tmp_path: Path) -> None:
@@ -109,7 +115,9 @@ WRITES = st.lists(
 
 @given(writes=WRITES)
 @settings(max_examples=30, deadline=None)
-def test_merging_gives_the_disk_that_was_written(tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int, bytes]]) -> None:
+def test_merging_gives_the_disk_that_was_written(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int, bytes]]
+) -> None:
     directory = tmp_path_factory.mktemp("merge")
     disk = Written(directory, 1024)
     marked = set()
@@ -131,8 +139,9 @@ def test_merging_gives_what_uml_moo_gives(tmp_path: Path) -> None:
     for sector in (0, 7, 8, 9, 100, 4088):
         disk.write(sector, os.urandom(3 * cow.SECTOR) if sector < 4000 else os.urandom(8 * cow.SECTOR))
     subprocess.run(
-        ["uml_moo", "-b", str(disk.base), str(disk.path), str(tmp_path / "theirs")], check=True, capture_output=True, timeout=20
-    )
+        ["uml_moo", "-b", str(disk.base), str(disk.path), str(tmp_path / "theirs")],
+        check=True, capture_output=True, timeout=20,
+    )  # fmt: skip
     cow.merge(disk.path, disk.base, tmp_path / "ours")
     assert sha256(tmp_path / "ours") == sha256(tmp_path / "theirs")
 
@@ -145,7 +154,8 @@ def test_merging_over_a_file_leaves_it_alone(tmp_path: Path) -> None:
     assert (tmp_path / "whole").read_bytes() == b"mine"
 
 
-# Offsets of struct cow_header_v3 (arch/um/drivers/cow_user.c): magic, version, mtime, size, sectorsize, alignment, format.
+# Offsets of struct cow_header_v3 (arch/um/drivers/cow_user.c): magic, version, mtime, size, sectorsize, alignment,
+# cow_format.
 DAMAGES = {
     "another magic": (0, struct.pack(">I", 0x4F4F4F4E), "does not begin as"),
     "version 2": (4, struct.pack(">I", 2), "version 2"),
@@ -180,7 +190,9 @@ def test_a_file_that_is_cut_off_is_a_clear_error(tmp_path: Path, size: int) -> N
 
 @given(st.binary(max_size=9000))
 @settings(max_examples=200, deadline=None)
-def test_no_bytes_are_anything_but_a_header_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_no_bytes_are_anything_but_a_header_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.getbasetemp() / "hostile.cow"
     path.write_bytes(b"OOOM\0\0\0\3" + data)
     try:

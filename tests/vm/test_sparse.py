@@ -64,7 +64,9 @@ def test_both_digests_are_the_same_without_holes(
 
 @given(pieces=PIECES, at=st.integers(0, 3 * MEGABYTE - 1))
 @settings(max_examples=30, deadline=None)
-def test_one_changed_byte_changes_the_digest(tmp_path_factory: pytest.TempPathFactory, pieces: list[Piece], at: int) -> None:
+def test_one_changed_byte_changes_the_digest(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[Piece], at: int
+) -> None:
     path = tmp_path_factory.mktemp("digest") / "file"
     _write(path, 4 * MEGABYTE, pieces)
     before = sparse.digest(path)

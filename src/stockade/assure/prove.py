@@ -89,7 +89,7 @@ class _Work:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
         return Proof(
             name=self.place.spec.name, generation=self.place.generation.number, system=system,
-            kernel=f"{platform.release()} {platform.machine()}", user=pwd.getpwuid(os.geteuid()).pw_name, runs=runs,
+            kernel=f"{platform.release()} {platform.machine()}", user=_user(), runs=runs,
             peers=others, skipped=tuple(self.skipped),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), not_limited=self.not_limited,
         )  # fmt: skip
@@ -195,6 +195,13 @@ class _Work:
                 yield peers.run(peer, self.place.generation.rootfs, self.tree, made, control=control)[0]
             except StockadeError as error:
                 self._skip(peer.name, error.message)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _small(limits: Limits) -> Limits:

@@ -25,6 +25,7 @@ __all__ = ["Seen", "Terminal", "conduct", "dirty", "terminal"]
 GROUP = 64177
 _INHERITED = ("net_raw",)
 _CAPABILITY_VERSION = 0x20080522
+_EVERY = (1 << 64) - 1
 _RUN_S = 60.0
 
 _capget = libc.function("capget", ctypes.c_void_p, ctypes.c_void_p)
@@ -85,15 +86,15 @@ def dirty(canaries: Canaries) -> Iterator[int]:
     os.set_inheritable(descriptor, True)
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = canaries.marks["environment"]
-    groups = os.getgroups()
+    groups, inherited = os.getgroups(), _inherit(0, clear=0)
     try:
         if os.geteuid() == 0:
             os.setgroups([*groups, GROUP])
-            _inherit(capabilities.mask(_INHERITED))
+            _inherit(capabilities.mask(_INHERITED), clear=0)
         yield descriptor
     finally:
         if os.geteuid() == 0:
-            _inherit(0)
+            _inherit(inherited, clear=_EVERY)
             os.setgroups(groups)
         if before is None:
             del os.environ[VARIABLE]
@@ -102,14 +103,17 @@ def dirty(canaries: Canaries) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _inherit(mask: int) -> None:
-    """Make `mask` the inheritable set of this thread, as far as it is permitted."""
+def _inherit(mask: int, *, clear: int) -> int:
+    """Take `clear` out of this thread's inheritable set and put `mask` in, where it is permitted; the set before."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     data = (ctypes.c_uint32 * 6)()
     libc.check(_capget(header, data), "capget")
-    data[2] = mask & 0xFFFFFFFF & data[1]
-    data[5] = mask >> 32 & data[4]
-    libc.check(_capset(header, data), "capset")
+    before = data[2] | data[5] << 32
+    wanted = before & ~clear | mask & (data[1] | data[4] << 32)
+    if wanted != before:
+        data[2], data[5] = wanted & 0xFFFFFFFF, wanted >> 32
+        libc.check(_capset(header, data), "capset")
+    return int(before)
 
 
 def conduct(

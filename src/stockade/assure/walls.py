@@ -84,6 +84,11 @@ def workplace(name: str) -> Iterator[Workplace]:
     if generation is None:
         raise StateError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
     spec = msgspec.json.decode((generation.path / "spec.json").read_bytes(), type=Spec)
+    if spec.walls != ("jail",):
+        raise StateError(
+            f"`{name}` has the walls {' '.join(spec.walls)}, and the probes are for a jail by itself",
+            hint='build it with `walls = ["jail"]`; `--against chroot,chroot-nobody` shows what a plain chroot holds',
+        )
     who = contain.compile_plan(
         spec, generation.lock, generation=generation.path, volumes=store.volumes, ids=contain.for_jail(name)
     )

@@ -44,10 +44,11 @@ def why(arguments: argparse.Namespace) -> None:
 
 def _show(report: WhyReport) -> None:
     state = "everything worked" if report.works else "something failed"
+    said = report.output.strip().splitlines()
     if not report.refusals:
-        console.text(f"{report.name}: nothing was refused, and {state}")
+        console.text(f"{report.name}: nothing was refused, and {state}{f': {said[-1]}' if said else ''}")
         return
-    console.text(f"{report.name}: {len(report.refusals)} refused, and {state}")
+    console.text(f"{report.name}: {len(report.refusals)} refused, and {state}{f': {said[-1]}' if said else ''}")
     for refusal in report.refusals:
         for line in _lines(refusal):
             console.text(line)

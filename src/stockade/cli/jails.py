@@ -14,7 +14,7 @@ from stockade.cli.parser import Subparsers, add_verb
 from stockade.errors import NotFoundError, StateError, StockadeError
 from stockade.records.generation import Generation
 from stockade.records.lock import Lock
-from stockade.records.report import GenerationLine, Jail, ListReport, Process, StatusReport
+from stockade.records.report import Ended, GenerationLine, Jail, ListReport, Process, StatusReport
 
 __all__ = ["process", "register"]
 
@@ -93,6 +93,7 @@ def status(arguments: argparse.Namespace) -> None:
     report = StatusReport(
         name=arguments.name,
         running=running,
+        ended=next((ended(jail) for jail in contain.ended() if jail.name == arguments.name), None),
         generations=tuple(
             _generation(store.generation(number), current=current is not None and number == current.number)
             for number in store.generations()
@@ -103,7 +104,7 @@ def status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         console.json_report(report)
         return
-    console.text(f"{report.name}: {_life(running)}")
+    console.text(f"{report.name}: {_life(running, report.ended)}")
     console.text(f"spec: {report.spec or 'none any more'}{', changed since the build' if report.spec_changed else ''}")
     console.rows(
         (
@@ -123,6 +124,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def process(jail: contain.RunningJail) -> Process:
     """Return the report of a running jail."""
+    used = jail.usage()
     return Process(
         name=jail.name,
         instance=jail.instance,
@@ -130,8 +132,29 @@ def process(jail: contain.RunningJail) -> Process:
         service_pid=jail.pid or None,
         generation=_number(jail.generation),
         uptime_s=round(jail.uptime_s, 3),
-        processes=len(jail.processes()),
+        processes=used.processes or 0,
+        state=jail.state,
+        memory=used.memory_bytes,
+        cpu_s=None if used.cpu_seconds is None else round(used.cpu_seconds, 3),
+        restarts=jail.restarts,
+        ports=jail.ports(),
+        helper_lost=jail.helper_lost,
+        supervised=jail.supervisor_pid != 0,
     )
+
+
+def ended(jail: contain.EndedJail) -> Ended:
+    """Return the report of a jail that ended by itself."""
+    return Ended(
+        name=jail.name, instance=jail.instance, generation=_number(jail.generation), status=jail.status,
+        failed=jail.failed, restarts=jail.restarts, ended=round(jail.ended, 3),
+    )  # fmt: skip
+
+
+def state(jail: Process) -> str:
+    """Say how a running jail is, with what is wrong with it."""
+    faults = (("no network helper", jail.helper_lost), ("no supervisor", not jail.supervised))
+    return ", ".join((jail.state, *(words for words, holds in faults if holds)))
 
 
 def _number(generation: str) -> int | None:
@@ -139,10 +162,16 @@ def _number(generation: str) -> int | None:
     return int(last) if last.isdecimal() else None
 
 
-def _life(running: Process | None) -> str:
+def _life(running: Process | None, last: Ended | None) -> str:
+    if running is None and last is not None:
+        how = "" if last.status is None else f" with status {last.status}"
+        return f"not running, ended{how} on {_date(last.ended)}"
     if running is None:
         return "not running"
-    return f"running for {console.duration(running.uptime_s)}, generation {running.generation}, pid {running.pid}"
+    if running.state == "restarting":
+        return f"ended and waiting for its restart {running.restarts}, generation {running.generation}"
+    since = console.duration(running.uptime_s)
+    return f"{state(running)} for {since}, generation {running.generation}, pid {running.pid}"
 
 
 def _generation(generation: Generation, *, current: bool) -> GenerationLine:

@@ -35,7 +35,8 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the jail")
     parser.add_argument(
         "--against", metavar="LIST", default="",
-        help="as root: try the same behind some of chroot, chroot-nobody, bubblewrap, firejail, nspawn, with commas",
+        help="as root: try the same behind programs, separated by commas: chroot, chroot-nobody, bubblewrap, "
+        "bubblewrap-all, firejail, nspawn",
     )
     parser.add_argument("--certificate", metavar="FILE", help="write what was shown to this file")
     parser.add_argument("--all", action="store_true", help="list every probe, not only what was found")

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stockade import contain
-from stockade.cli import console, jails, names
+from stockade import contain, lifecycle
+from stockade.cli import behind, life, names
 from stockade.cli.parser import Parser, Subparsers, add_verb
 from stockade.contain.starting import log_path
-from stockade.errors import NotFoundError, StateError, StockadeError, UsageError
-from stockade.records.report import PsReport
+from stockade.errors import NotFoundError, StockadeError, UsageError
 from stockade.records.text import unescape
 
 __all__ = ["add_run_options", "environment", "own_failure", "register", "terminal", "wait"]
@@ -24,8 +23,6 @@ OWN_FAILURE = 125  # as env(1), timeout(1) and chroot(1) report that they themse
 _SHELLS = ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _FOLLOW_SECONDS = 0.2
-_SETTLE_SECONDS = 0.3
-_TAIL_BYTES = 4096
 
 
 def register(subparsers: Subparsers) -> None:
@@ -39,17 +36,20 @@ def register(subparsers: Subparsers) -> None:
     )  # fmt: skip
     _add_command_options(parser)
     parser.add_argument("--ephemeral", action="store_true", help="what is written to volumes vanishes")
+    parser.add_argument("--verify", action="store_true", help="refuse to run where a file is not as it was built")
+    behind.add_options(parser)
 
-    parser = add_verb(subparsers, "start", start, help="start a jail in the background")
-    parser.add_argument("name", metavar="NAME", help="name of the jail")
-
-    parser = add_verb(subparsers, "stop", stop, help="end running jails")
-    parser.add_argument("name", metavar="NAME", nargs="+", help="name of the jail")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, help="kill what still runs then (default: the spec's)"
-    )
-
-    add_verb(subparsers, "ps", ps, json=True, help="list the jails that run")
+    life.add_start_options(
+        add_verb(
+            subparsers, "start", life.start,
+            help="start a jail in the background",
+            description="Start the jail's service in the background and return once it is ready, as `ready` in "
+            "`[service]` says. A service that ends before, or is not ready in time, is stopped, and the end of its log "
+            "shown. Sockets that a service manager hands over (LISTEN_FDS) go to the service.",
+        )
+    )  # fmt: skip
+    life.add_stop_options(add_verb(subparsers, "stop", life.stop, help="end running jails"))
+    life.add_ps_options(add_verb(subparsers, "ps", life.ps, json=True, help="list the jails that run"))
 
     parser = add_verb(subparsers, "logs", logs, help="print what a started jail has written")
     parser.add_argument("name", metavar="NAME", help="name of the jail")
@@ -86,16 +86,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Run in the foreground and pass the status on."""
     variables = environment(arguments.env)
     with own_failure():
-        names.built(arguments.name)
+        generation = names.built(arguments.name)
+        if arguments.verify:
+            lifecycle.refuse_tampered(generation.path)
+        walls = behind.walls_of(arguments)
+        if "vm" in walls:
+            return behind.run(arguments, walls)
         return wait(
-            contain.launch(
-                arguments.name,
+            contain.launch_generation(
+                generation.path,
+                name=arguments.name,
                 argv=arguments.command or None,
                 environment=variables,
                 user=arguments.user,
                 terminal=terminal(arguments),
                 directory=arguments.directory,
                 ephemeral=arguments.ephemeral,
+                sockets=() if arguments.command else lifecycle.activation(),
             )
         )
 
@@ -172,62 +179,6 @@ def wait(jail: contain.Running) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
         jail.close()
-
-
-def start(arguments: argparse.Namespace) -> None:
-    """Start in the background; a service that ends at once is an error, with the end of its log."""
-    name = arguments.name
-    names.built(name)
-    jail = contain.launch(name, detach=True)
-    time.sleep(_SETTLE_SECONDS)
-    try:
-        contain.find(name)
-    except NotFoundError as error:
-        status = contain.last_status(name)
-        ended = "" if status is None else f", with status {status}"
-        raise StateError(
-            f"jail `{name}` ended right after its start{ended}{_last_words(name)}",
-            hint=f"`stockade run {name}` is for a command that ends by itself" if status == 0
-            else f"`stockade logs {name}` shows all of it",
-        ) from error
-    console.text(f"{name}: running, pid {jail.init_pid}")
-    console.next_command(f"`stockade logs {name}`, `stockade ps`, `stockade stop {name}`")
-
-
-def _last_words(name: str) -> str:
-    try:
-        tail = b"".join(contain.logs(name))[-_TAIL_BYTES:].decode("utf-8", "surrogateescape").splitlines()[-5:]
-    except NotFoundError:
-        return ""
-    return "".join(f"\n| {line}" for line in tail)
-
-
-def stop(arguments: argparse.Namespace) -> None:
-    """End jails, each by its signal and then by force."""
-    if arguments.timeout is not None and arguments.timeout < 0:
-        raise UsageError("`--timeout` cannot be negative", hint="0 kills at once")
-    for name in arguments.name:
-        names.existing(name.partition("@")[0])
-        status = contain.stop(name, timeout_s=arguments.timeout)
-        console.note(f"{name}: stopped{'' if status is None else f', status {status}'}")
-
-
-def ps(arguments: argparse.Namespace) -> None:
-    """List what runs."""
-    found = tuple(jails.process(jail) for jail in contain.running())
-    if arguments.json:
-        console.json_report(PsReport(jails=found))
-        return
-    console.rows(
-        (
-            (
-                jail.instance, str(jail.pid), str(jail.generation or "-"), str(jail.processes),
-                console.duration(jail.uptime_s),
-            )
-            for jail in found
-        ),
-        heading=("NAME", "PID", "GENERATION", "PROCESSES", "UP"),
-    )  # fmt: skip
 
 
 def logs(arguments: argparse.Namespace) -> None:

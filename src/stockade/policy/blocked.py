@@ -27,7 +27,7 @@ __all__ = ["Blocked", "Key", "blocked", "granted", "selection"]
 
 _SET_NAME = frozenset({"sethostname", "setdomainname"})
 _NAME_IS_SET = "a jail's name is not its service's to change: set `hostname` in the spec"
-_NO_FAMILY = "no policy can allow it: it is not separated between jails, or no service needs it"
+_NO_FAMILY = "it is not separated between jails, or no service needs it"
 _WRITING = frozenset({"write", "create", "truncate", "mkdir", "mknod", "unlink", "chmod", "chown", "bind"})
 _SHORT_LIVED = ("/run", "/tmp", "/var/tmp", "/var/run", "/var/lock", "/var/cache")
 _OWN = ("/proc/", "/sys/", "/run/", "/tmp/")  # what a jail and the host each have for themselves
@@ -143,8 +143,8 @@ class _View:
             family = seen.arguments[0]
             kind, number = ("netlink", seen.arguments[2]) if family in allowed.families else ("families", family)
             word = presets.word_of(kind, number)
-            name = word.partition(":")[2].upper() or str(number)
-            what = f"{seen.name} of {'NETLINK' if kind == 'netlink' else 'AF'}_{name}"
+            prefix, name = ("NETLINK_", "protocol") if kind == "netlink" else ("AF_", "family")
+            what = f"{seen.name} of {prefix + word.partition(':')[2].upper() if word else f'{name} {number}'}"
             if not word:
                 return self._never(seen, "filter", _NO_FAMILY, what)
             why = f"the policy does not allow `{word}`"
@@ -217,7 +217,7 @@ class _View:
                 yield from self._denied_path(access)
 
     def _device(self, access: Access, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
-        if access.error != "ENOENT" or access.operation not in ("read", "write", "create"):
+        if access.operation not in ("read", "write", "create") or access.error not in ("ENOENT", "EACCES"):
             return
         status = host(access.path)
         name = access.path.removeprefix("/dev/")
@@ -229,6 +229,11 @@ class _View:
             yield Blocked(Refusal(
                 what=what, wall="device", error=access.error, path=escape(access.path), reason=reason, never=True
             ))  # fmt: skip
+            return
+        if access.error == "EACCES":
+            mode = stat.S_IMODE(status.st_mode)
+            reason = f"on the host it has mode {mode:04o} and is uid {status.st_uid}'s: the jail's root is nobody there"
+            yield self._path(access, "device", reason, None, what)
             return
         yield self._path(access, "device", "the jail does not show it", changes.device(name), what)
 
@@ -258,8 +263,13 @@ class _View:
 
     def _denied_path(self, access: Access) -> Iterator[Blocked]:
         user, writing = self._spec.service.user, access.operation in _WRITING
+        entry = self._entries.get(access.path)
+        if writing and user == "root" and entry is not None and entry.uid == 0 and not entry.mode & stat.S_IWUSR:
+            reason = f"its mode {entry.mode:04o} lets nobody write"
+            mode = f"{entry.mode | stat.S_IWUSR:04o}"
+            yield self._path(access, "files", reason, changes.mode(access.path, mode), tried=False)
+            return
         if user != "root":
-            entry = self._entries.get(access.path)
             if entry is not None and entry.type == "file" and not writing:
                 reason = f"its mode {entry.mode:04o} lets uid {entry.uid} and gid {entry.gid} in, not `{user}`"
                 yield self._path(access, "files", reason, changes.owner(access.path, user), tried=False)

@@ -13,7 +13,7 @@ from ..records.spec import Directory, Network, Spec
 from ..records.text import escape
 
 __all__ = [
-    "Change", "capabilities", "capability", "device", "directory", "include", "lines", "network", "no_landlock",
+    "Change", "capabilities", "capability", "device", "directory", "include", "lines", "mode", "network", "no_landlock",
     "owner", "preset", "publish", "system_call", "toml",
 ]  # fmt: skip
 
@@ -77,6 +77,16 @@ def owner(path: str, name: str) -> Change:
 
     def change(spec: Spec) -> Spec:
         files = msgspec.structs.replace(spec.files, owners={**spec.files.owners, escape(path): name})
+        return msgspec.structs.replace(spec, files=files)
+
+    return change
+
+
+def mode(path: str, text: str) -> Change:
+    """Give a file of the jail a mode."""
+
+    def change(spec: Spec) -> Spec:
+        files = msgspec.structs.replace(spec.files, modes={**spec.files.modes, escape(path): text})
         return msgspec.structs.replace(spec, files=files)
 
     return change

@@ -59,6 +59,10 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     `instance` is the name for the service and NAME@NUMBER for a command. Pids are those of the host: `pid` of the
     jail's first process, `service_pid` of the command itself, null once it has gone into the background.
+
+    state: "restarting" between two lives, when there is no process. memory in bytes and cpu_s are those of its control
+    groups where it has some, else sums over its processes. `ports` are what its spec opens outside. `helper_lost`: its
+    network helper has ended, and what it carried is cut off. `supervised`: nobody killed its supervisor.
     """
 
     name: str
@@ -68,12 +72,35 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     generation: int | None
     uptime_s: float
     processes: int
+    state: Literal["running", "restarting"] = "running"
+    memory: int | None = None
+    cpu_s: float | None = None
+    restarts: int = 0
+    ports: tuple[str, ...] = ()
+    helper_lost: bool = False
+    supervised: bool = True
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A jail that was started and ended by itself. `ended` is in seconds since 1970.
+
+    status is 128 + n after signal n, and null when nobody was left to see it. `failed` is the launch step that failed.
+    """
+
+    name: str
+    instance: str
+    generation: int | None
+    status: int | None
+    failed: str = ""
+    restarts: int = 0
+    ended: float
 
 
 class PsReport(Report, frozen=True, kw_only=True, tag="ps"):
-    """`stockade ps`: the jails that are running."""
+    """`stockade ps`: the jails that are running, and with `--all` those that were started and have ended."""
 
     jails: tuple[Process, ...]
+    ended: tuple[Ended, ...] = ()
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +131,8 @@ class WhyReport(Report, frozen=True, kw_only=True, tag="why"):
     """`stockade why NAME`: what the walls refused, and the lines of a spec that allow it.
 
     `works` tells whether everything worked as the jail is, `works_with_lines` whether it did in the last run, with
-    the lines in force that could be tried. `toml` has all lines together, each list whole.
+    the lines in force that could be tried. `toml` has all lines together, each list whole. `output` is the last that
+    was written in the first run, where that did not work.
     """
 
     name: str
@@ -114,6 +142,7 @@ class WhyReport(Report, frozen=True, kw_only=True, tag="why"):
     runs: int
     refusals: tuple[Refusal, ...]
     toml: str = ""
+    output: str = ""
 
 
 class PolicyReport(Report, frozen=True, kw_only=True, tag="policy"):
@@ -202,6 +231,7 @@ class StatusReport(Report, frozen=True, kw_only=True, tag="status"):
 
     name: str
     running: Process | None
+    ended: Ended | None = None
     generations: tuple[GenerationLine, ...]
     spec: str | None
     spec_changed: bool

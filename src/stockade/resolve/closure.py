@@ -81,6 +81,10 @@ def _named(collector: Collector) -> None:
         evidence = Evidence(kind="spec", detail="a program in `files.programs`")
         collector.named_program(name, evidence, what="the program")
     for pattern in spec.files.include:
+        if collector.host.walk(pattern).error == "ELOOP":
+            raise ResolveError(
+                f"`{pattern}` in `files.include` is a loop of symlinks", hint="mend the links, or name what they should lead to"
+            )
         found = collector.include(pattern, "spec", f"`files.include` has {pattern}")
         if not found and not is_glob(pattern):
             raise ResolveError(

@@ -158,6 +158,18 @@ def _published(spec: Spec) -> Iterator[Problem]:
             yield Problem(place, f"{key(place)}: port {number}/{protocol} of {address} is given {count} times")
 
 
+def _listening(spec: Spec) -> Iterator[Problem]:
+    place = ("network", "listen")
+    for text in spec.network.listen:
+        try:
+            publish.parse_listen(text)
+        except ValueError as error:
+            yield Problem(place, f"{key(place)}: {error}", 'for example `"127.0.0.1:8080"` or `"[::1]:53/udp"`')
+    for text, count in Counter(spec.network.listen).items():
+        if count > 1:
+            yield Problem(place, f"{key(place)}: `{text}` is given {count} times")
+
+
 def _sizes(spec: Spec) -> Iterator[Problem]:
     limits = spec.limits
     sizes: list[tuple[Place, str | int | None]] = [
@@ -262,6 +274,6 @@ def _unknown(place: Place, what: str, name: str, known: Collection[str]) -> Prob
 
 
 RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
-    _nul_bytes, _walls, _host_name, _signals, _capabilities, _system_calls, _devices, _network, _published, _sizes,
-    *pathrules.RULES, _accounts, _secrets, _references, _expressions, _exercises, _environment,
+    _nul_bytes, _walls, _host_name, _signals, _capabilities, _system_calls, _devices, _network, _published,
+    _listening, _sizes, *pathrules.RULES, _accounts, _secrets, _references, _expressions, _exercises, _environment,
 )  # fmt: skip

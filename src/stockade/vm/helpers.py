@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from typing import Any
 
+from .spawn import descendants
+
 __all__ = ["Helpers"]
 
 _START_S = 15.0
 _STEP_S = 0.001
+_END_S = 2.0
 
 
 class Helpers:
@@ -88,6 +92,12 @@ class Helpers:
     def end(self) -> None:
         """End them, with all that came from them."""
         for process in self._started:
+            # The first process of their pid namespace goes before the one that waits for it, or nobody would reap it.
+            for pid in descendants(process.pid)[1:2]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
             process.kill()
             process.wait()
         self._started = []
