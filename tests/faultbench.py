@@ -85,9 +85,10 @@ class Bench:
 
     def clean(self) -> None:
         """No half-made directory, no mount and no process is left."""
-        assert self.hidden() == []
-        assert self.mounts() == []
-        assert processes_left() == []
+        assert not self.hidden(), self.hidden()
+        assert not self.mounts(), self.mounts()
+        left = processes_left()
+        assert not left, left
 
     def mounts(self) -> list[str]:
         """Mounts on something in the home, and those whose source is called as Stockade calls its own."""

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "doctor": ANYONE,
     "resolve": ANYONE,
     "observe": ANYONE,
+    "policy": ANYONE,
     "build": ANYONE,
     "contain": ANYONE,
     # An audit reads ELF files, packages and traces as resolve does; a proof goes through the launch of a built jail.
@@ -32,7 +33,9 @@ MAY_IMPORT = {
 }
 """What each part may import of the others."""
 
-COMPOSING = {"__init__", "__main__", "workflow", "trial", "contained", "api", "machines", "lifecycle", "cli"}
+COMPOSING = {
+    "__init__", "__main__", "workflow", "trial", "why", "narrowing", "contained", "api", "machines", "lifecycle", "cli",
+}  # fmt: skip
 """What may import everything."""
 
 

@@ -265,7 +265,8 @@ def test_nginx_serves_a_client_of_the_hosts(user: User) -> None:
 @pytest.mark.slow
 def test_every_recipe_is_built_and_passes_its_exercises_inside(user: User) -> None:
     programs = {
-        "apache2": "apache2", "basic": "bash", "named": "named", "nginx": "nginx", "postfix": "postfix", "sshd": "sshd",
+        "apache2": "apache2", "basic": "bash", "honeypot": "telnetd", "named": "named", "nginx": "nginx",
+        "postfix": "postfix", "sshd": "sshd",
         "telnetd": "inetutils-inetd", "vsftpd": "vsftpd",
     }  # fmt: skip
     recipes = {recipe["name"] for recipe in user.report("recipes")["recipes"]}
@@ -464,6 +465,30 @@ def test_doctor_finds_the_missing_user_namespaces(user: User) -> None:
 def test_missing_program_is_named_with_its_package(user: User, program: str, message: str, hint: str) -> None:
     hidden = f"mount --bind /dev/null {shutil.which(program, path=PATH)}"
     assert user.refused("build", "basic", prepare=hidden) == (message, hint)
+
+
+def test_host_whose_overlays_are_nested_too_deeply_is_told(user: User) -> None:
+    """The kernel's FILESYSTEM_MAX_STACK_DEPTH is 2: nothing can be laid over an overlay over an overlay."""
+    stack = """
+    mount -t tmpfs none /media
+    mkdir /media/u1 /media/w1 /media/m1 /media/u2 /media/w2
+    umount /etc/passwd /etc/group /etc/subuid /etc/subgid
+    mount -t overlay -o lowerdir=/etc,upperdir=/media/u1,workdir=/media/w1 none /media/m1
+    cp "$PLACE"/etc/* /media/m1/
+    mount -t overlay -o lowerdir=/media/m1,upperdir=/media/u2,workdir=/media/w2 none /etc
+    """
+    message, hint = user.refused("build", "basic", prepare=stack)
+    assert message == "cannot make a view of the host: overlay: Invalid argument on `/etc`"
+    assert hint == "the file system cannot be the lower layer of an overlay; `dmesg` says why"
+
+
+def test_home_on_which_nothing_can_be_executed_is_named(user: User) -> None:
+    noexec = "mount -o remount,bind,noexec /mnt"
+    assert user.refused("build", "basic", prepare=noexec) == (
+        "`/mnt/stockade/state/jails/basic` lies on a mount with the option `noexec`, "
+        "and a jail's programs are executed from there",
+        "set `STOCKADE_HOME` to a directory on another file system, or remount that one with `exec`",
+    )
 
 
 def test_a_build_needs_nothing_of_the_hosts_tmp(user: User) -> None:

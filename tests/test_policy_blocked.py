@@ -1,4 +1,4 @@
-"""Why was it blocked? Real programs behind the walls: each refusal is named with the line that lifts it, or as final."""
+"""Why was it blocked? Real programs behind the walls: each refusal is named with the line that lifts it, or final."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ FINAL = {
     "keyring": ("call(250, 0, 0, 0)", "keyctl", "EPERM", "keyrings are not separated"),
     "io_uring": ("call(425, 1, 0)", "io_uring_setup", "EPERM", "no system call filter sees"),
     "device-node": (
-        "os.mknod('/tmp/null', 0o20666, os.makedev(1, 3))", "mknodat: a device node", "EPERM", "`devices` in `[policy]`",
+        "os.mknod('/tmp/null', 0o20666, os.makedev(1, 3))", "mknodat: a device node", "EPERM",
+        "`devices` in `[policy]`",
     ),
     "vsock": ("socket.socket(40, socket.SOCK_STREAM)", "socket of family 40", "EAFNOSUPPORT", "not separated"),
     "type-into-terminal": ("fcntl.ioctl(0, 0x5412, b'a')", "ioctl: 0x5412", "EPERM", "TIOCSTI"),

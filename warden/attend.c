@@ -10,6 +10,7 @@
 #include <grp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,9 +76,26 @@ static void become_first_of(int pidfd, long pid)
             break;
 }
 
+/* Reaps. True once no other process is left in this namespace. */
+static bool is_alone(void)
+{
+    pid_t pid;
+
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        continue;
+    return pid < 0;
+}
+
+static void woken(int number)
+{
+    (void)number; /* it only interrupts the wait */
+}
+
 static _Noreturn void keep(int pidfd, int ready, char **command)
 {
+    const struct sigaction wake = {.sa_handler = woken};
     struct pollfd watched = {.fd = pidfd, .events = POLLIN};
+    sigset_t child, before;
     int status = 0;
     const pid_t pid = fork();
 
@@ -93,12 +111,17 @@ static _Noreturn void keep(int pidfd, int ready, char **command)
     const unsigned char code = (unsigned char)(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
     if (write(ready, &code, 1) != 1 || code != 0)
         _exit(code);
-    /* What it left in the background is this namespace's to reap, and the kernel's to end when this ends. */
-    signal(SIGCHLD, SIG_IGN);
+    /* What it left in the background is this namespace's to reap, and the kernel's to end when this ends. Once nothing
+     * is left, this ends too: whoever started the attendant is to see it. */
     setsid();
     keep_only(&pidfd, 1);
-    while (poll(&watched, 1, -1) < 0 && errno == EINTR)
-        ;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, &before);
+    sigdelset(&before, SIGCHLD);
+    sigaction(SIGCHLD, &wake, NULL);
+    while (!is_alone() && ppoll(&watched, 1, NULL, &before) < 0)
+        continue;
     _exit(0);
 }
 

@@ -89,6 +89,19 @@ void channel_number(enum frame_kind kind, unsigned session, uint32_t number)
     channel_frame(kind, session, bytes, sizeof bytes);
 }
 
+void channel_record(unsigned type, const unsigned char *text, size_t length)
+{
+    unsigned char part[DATA_MOST] = {(unsigned char)(type >> 8), (unsigned char)type};
+
+    do {
+        const size_t room = sizeof part - 2, count = length < room ? length : room;
+        memcpy(part + 2, text, count);
+        channel_frame(FRAME_RECORD, length > room, part, count + 2);
+        text += count;
+        length -= count;
+    } while (length > 0);
+}
+
 static struct session *find(unsigned number)
 {
     for (size_t i = 0; i < SESSIONS; i++)

@@ -35,6 +35,7 @@ enum frame_kind {
     FRAME_ENDED = 21,   /* u32 status of the service */
     FRAME_FAULT = 22,   /* text: what went wrong in the guest's start */
     FRAME_TAKEN = 23,   /* u32 bytes of the line that were read: the host keeps below what the terminal can hold */
+    FRAME_RECORD = 24,  /* u16 type of an audit message, text; session 1: the next frame goes on with it */
 };
 
 enum exec_flag { EXEC_TERMINAL = 1 };
@@ -45,6 +46,9 @@ void channel_open(const char *device);
 /* Sends a frame; nothing without a line. */
 void channel_frame(enum frame_kind kind, unsigned session, const void *payload, size_t length);
 void channel_number(enum frame_kind kind, unsigned session, uint32_t number);
+
+/* A message of the kernel's audit subsystem, in as many frames as it needs. */
+void channel_record(unsigned type, const unsigned char *text, size_t length);
 
 /* What to poll; `room` entries at most. Returns how many. */
 size_t channel_watch(struct pollfd *watched, size_t room);

@@ -29,10 +29,11 @@
 #include "channel.h"
 #include "mounts.h"
 #include "plan.h"
+#include "record.h"
 #include "report.h"
 #include "util.h"
 
-#define WATCHED (3 * SESSIONS + 3)
+#define WATCHED (3 * SESSIONS + 4)
 #define STOP_MS 10000
 #define TERM_MS 300 /* for what the service left behind */
 #define INTERFACES 4
@@ -73,6 +74,12 @@ static void mount_on(const char *type, const char *target, unsigned long flags, 
         fail("mount", target);
 }
 
+static void link_to(const char *target, const char *path)
+{
+    if (symlink(target, path) != 0 && errno != EEXIST)
+        fail("symlink", path);
+}
+
 static void system_mounts(void)
 {
     mount_on("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true);
@@ -82,10 +89,10 @@ static void system_mounts(void)
     mkdir("/dev/shm", 01777);
     mount_on("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666", true);
     mount_on("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777", true);
-    symlink("/proc/self/fd", "/dev/fd");
-    symlink("fd/0", "/dev/stdin");
-    symlink("fd/1", "/dev/stdout");
-    symlink("fd/2", "/dev/stderr");
+    link_to("/proc/self/fd", "/dev/fd");
+    link_to("fd/0", "/dev/stdin");
+    link_to("fd/1", "/dev/stdout");
+    link_to("fd/2", "/dev/stderr");
 }
 
 static void load_module(const char *path)
@@ -304,6 +311,7 @@ static bool gone_within(uint64_t limit_ms, bool everybody)
     sigaddset(&child, SIGCHLD);
     for (;;) {
         reap();
+        record_read(); /* what was typed is told when its reader ends */
         channel_serve();
         if (everybody ? waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD : service == 0 || service_ended)
             return true;
@@ -371,11 +379,13 @@ _Noreturn void guest_main(void)
     struct pollfd watched[WATCHED];
 
     failure_hook = guest_failure;
+    dprintf(STDOUT_FILENO, "stockade: guest starts\n");
     umask(022);
     system_mounts();
     const int signals = signals_open();
     if (*setting("line") != '\0')
         channel_open(setting("line"));
+    const int record = record_open();
     modules();
     if (*setting("hostname") != '\0' && sethostname(setting("hostname"), strlen(setting("hostname"))) != 0)
         fail("hostname", setting("hostname"));
@@ -390,8 +400,10 @@ _Noreturn void guest_main(void)
     for (;;) {
         watched[0] = (struct pollfd){.fd = signals, .events = POLLIN};
         watched[1] = (struct pollfd){.fd = syslog_socket, .events = POLLIN};
-        const size_t count = 2 + channel_watch(watched + 2, WATCHED - 2);
+        watched[2] = (struct pollfd){.fd = record, .events = POLLIN};
+        const size_t count = 3 + channel_watch(watched + 3, WATCHED - 3);
         poll(watched, count, -1);
+        record_read();
         syslog_read(syslog_socket);
         bool stop = told_to_stop(signals);
         reap();

@@ -5,6 +5,12 @@ import sys
 if not __package__:
     sys.path.append(__file__.rpartition("/")[0].rpartition("/")[0])
 
-from stockade.cli import main
+try:
+    from stockade.cli import main
 
-sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+except KeyboardInterrupt:
+    # It came before there was anything to interrupt, while modules were imported.
+    sys.stderr.write("interrupted\n")
+    status = 130
+sys.exit(status)

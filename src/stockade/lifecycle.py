@@ -30,7 +30,6 @@ __all__ = ["activation", "listening", "refuse_tampered", "start", "wait_until_re
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _LOG_TAIL = 64 * 1024
-_LINES = 10
 _SHOWN = 20
 
 
@@ -62,7 +61,7 @@ def start(
     try:
         return contain.find(name)
     except NotFoundError:
-        raise _ended(name) from None
+        raise _ended(name, log()) from None
 
 
 class _Log:
@@ -84,13 +83,13 @@ class _Log:
             return ""
 
 
-def _ended(name: str) -> ServiceError:
+def _ended(name: str, log: str) -> ServiceError:
     status = contain.last_status(name)
     how = "" if status is None else f", with status {status}"
     hint = f"`stockade run {name}` is for a command that ends by itself" if status == 0 else (
         f"`stockade logs {name}` shows all of it"
     )
-    return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint)
+    return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint, log=log)
 
 
 def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozenset[int] = frozenset()) -> None:
@@ -113,8 +112,7 @@ def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozens
             contain.stop(name)
         if not isinstance(error, ServiceError):
             raise
-        lines = "".join(f"\n| {line}" for line in log().splitlines()[-_LINES:])
-        raise ServiceError(f"{error.message}{lines}", hint=error.hint, log=log()) from None
+        raise ServiceError(error.message, hint=error.hint, log=log()) from None
 
 
 def _await(name: str, spec: Spec, ready: Ready, log: Callable[[], str], stack: contextlib.ExitStack) -> None:
@@ -122,7 +120,8 @@ def _await(name: str, spec: Spec, ready: Ready, log: Callable[[], str], stack: c
     deadline = time.monotonic() + ready.timeout_s
     while True:
         jail = _alive(name, deadline)
-        left = msgspec.structs.replace(ready, timeout_s=max(0.05, deadline - time.monotonic()))
+        seconds = min(ready.timeout_s, max(0.1, round(deadline - time.monotonic(), 1)))
+        left = msgspec.structs.replace(ready, timeout_s=seconds)
         probe = _probe(jail, log, stack)
         try:
             if conditions(ready):
@@ -144,7 +143,7 @@ def _alive(name: str, deadline: float) -> contain.RunningJail:
         try:
             jail = contain.find(name)
         except NotFoundError:
-            raise _ended(name) from None
+            raise _ended(name, "") from None
         if jail.init_pid:
             return jail
         if time.monotonic() > deadline:
@@ -179,8 +178,8 @@ def _exists(jail: contain.RunningJail, path: str) -> bool:
     """Whether `path` is in the jail, as its service sees it. No link of the jail's leads out of its root."""
     for pid in (jail.init_pid, *jail.processes()):
         try:
-            with Root.open(f"/proc/{pid}/root") as root:
-                root.stat(path)
+            with Root.open(f"/proc/{pid}/root/.") as root:
+                os.close(root.openat(path, os.O_PATH, follow=True))
         except PermissionError:
             continue  # PID 1 is nobody's to look at but root's
         except OSError:

@@ -39,9 +39,7 @@ def prepare(around: Sequence[str], kernel: str = "", progress: Progress = lambda
         walls.mark_built(found)
 
 
-def start_guest(
-    name: str, *, leash: bool = False, wait: bool = False, progress: Progress = lambda _: None
-) -> Started:
+def start_guest(name: str, *, leash: bool = False, wait: bool = False, progress: Progress = lambda _: None) -> Started:
     """Start the guest `name`, its walls built first where they are missing. Errors as `vm.start.start` has them."""
     guest = store.load(name)
     prepare(guest.walls, guest.kernel, progress)
@@ -82,11 +80,12 @@ def _stamp(generation: Path) -> str:
 
 def guest_of_jail(
     jail: str, around: Sequence[str], *, name: str = "", memory: int = 128 << 20,
-    publish: Sequence[Published] | None = None, network: NetworkMode | None = None, progress: Progress = lambda _: None,
+    publish: Sequence[Published] | None = None, network: NetworkMode | None = None, record: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Guest:  # fmt: skip
     """Make a guest of a jail's image, by default with the ports that the jail's spec publishes.
 
-    SpecError when `around` has no "vm".
+    `record`, or the spec's: what is executed and typed is kept. SpecError when `around` has no "vm".
     """
     if "vm" not in around:
         raise SpecError("walls without `vm` make no guest", hint="`vm`, `jail,vm` or `jail,vm,jail`")
@@ -96,6 +95,7 @@ def guest_of_jail(
     mode: NetworkMode = network or ("nat" if spec.network.egress else "publish" if ports else "none")
     return store.create(
         name or jail, image, memory=memory, walls=tuple(around), network=mode, publish=ports,
+        record=record or spec.record,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from .build.secrets import Material, ensure, password_hashes, substitutions
 from .build.seeds import account_seeds, client_seeds, seeds
 from .contain.compile import PATH
 from .contain.identity import Account
-from .errors import ServiceError
+from .errors import HostError, ServiceError
 from .kernel import userns
 from .observe.service import must_stay
 from .records.closure import Closure, Gap
@@ -144,6 +145,7 @@ def _begin(spec: Spec, progress: Progress | None) -> _Work:
     tell = progress or (lambda text: None)
     tell(f"building `{spec.name}`")
     store = Store(spec.name)
+    _require_executable(store.directory)
     sweep()
     contain.running()  # it sweeps what killed trials left at run time
     shown = _shown_secrets(store)
@@ -151,6 +153,15 @@ def _begin(spec: Spec, progress: Progress | None) -> _Work:
     packages = resolve.PackageIndex.load()
     stages = {"prepare": time.monotonic() - start}
     return _Work(spec, store, tell, shown, materials, packages.owner, stages, ends=not must_stay(spec))
+
+
+def _require_executable(directory: Path) -> None:
+    """HostError where nothing on the file system of `directory` may be executed, as a jail's programs are."""
+    if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        raise HostError(
+            f"`{directory}` lies on a mount with the option `noexec`, and a jail's programs are executed from there",
+            hint="set `STOCKADE_HOME` to a directory on another file system, or remount that one with `exec`",
+        )
 
 
 def _shown_secrets(store: Store) -> frozenset[str]:

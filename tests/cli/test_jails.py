@@ -237,7 +237,7 @@ def test_service_that_ends_at_once_is_a_failed_start_with_its_last_words(home: H
     home.good("build", "brief", "--no-observe", "--no-verify")
     done = home.run("start", "brief")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "error: jail `brief` ended right after its start\n" in done.stderr
+    assert "error: jail `brief` ended right after its start, with status 3\n" in done.stderr
     assert "cannot go on" in done.stderr
     home.good("rm", "--force", "brief")
 
@@ -315,3 +315,21 @@ def test_build_of_what_works_nowhere_says_so_and_leaves_no_jail_to_start(stockad
     assert time.monotonic() - began < 30
     assert "no configuration" in done.stderr
     assert stockade("start", "broken").returncode == 1
+
+
+@pytest.mark.parametrize("user", ["root", "nobody", "4321"])
+def test_service_finds_the_same_environment_outside_and_inside(home: Home, user: str) -> None:
+    path = home.directory / "config" / "variables.toml"
+    text = f'name = "variables"\n[service]\nuser = "{user}"\nenvironment = {{ GIVEN = "so" }}\n'
+    command = 'command = ["/bin/sh", "-c", "env; exit 3"]\n'
+    path.write_text(f"{text}{command}ready = {{ tcp = 9 }}\n")
+    failed = home.run("build", "variables")
+    assert failed.returncode == 1
+    outside = {line.removeprefix("  | ") for line in failed.stderr.splitlines() if line.startswith("  | ")}
+    path.write_text(text + command)
+    done = home.good("build", "variables")
+    assert done.stderr.splitlines()[-1].startswith("next: `stockade run variables`; ")
+    inside = set(home.run("run", "variables").stdout.splitlines())
+    assert {"GIVEN=so", f"USER={user}"} <= inside or user.isdecimal()
+    assert outside == inside
+    home.good("rm", "--force", "variables")

@@ -56,7 +56,8 @@ def test_new_to_standard_output_leaves_no_file(stockade: Run, home: Path) -> Non
             "give its path, or install the package that brings it",
         ),
         (
-            ["new", "web", "--", "/etc/passwd"], 1, "there is no program `/etc/passwd`", "look at its path and mode",
+            ["new", "web", "--", "/etc/passwd"], 1, "the command `/etc/passwd` is not executable",
+            "`chmod +x /etc/passwd`, or name its interpreter",
         ),
         (
             ["new", "ssdh"], 1, "there is no recipe `ssdh`, did you mean `sshd`?",

@@ -14,7 +14,8 @@ _SETUP = f"""
 ip link set lo up
 ip link add cable type veth peer name cable netns $1
 ip addr add {HOST}/24 dev cable; ip -6 addr add {HOST6}/64 dev cable nodad; ip link set cable up
-ip link add second type veth peer name third; ip link set third up; ip addr add {SECOND}/24 dev second; ip link set second up
+ip link add second type veth peer name third; ip link set third up
+ip addr add {SECOND}/24 dev second; ip link set second up
 nsenter --target $1 --net sh -c '
 ip link set lo up
 ip addr add {PEER}/24 dev cable; ip -6 addr add {PEER6}/64 dev cable nodad; ip link set cable up'

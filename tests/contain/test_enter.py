@@ -63,8 +63,10 @@ def test_entered_command_has_the_services_walls(jail: Builder) -> None:
 def test_entered_command_sees_and_may_signal_the_service(jail: Builder) -> None:
     jail(spec=SERVICE)
     with contain.launch("test") as service:
-        assert entered("/bin/kill", "-TERM", "2") == (0, "")
-        assert service.wait(10) == 143
+        assert entered("/bin/kill", "-STOP", "2") == (0, "")
+        assert until(lambda: status(service.pid)["State"].startswith("T"))
+        assert entered("/bin/kill", "-CONT", "2") == (0, "")
+        assert until(lambda: not status(service.pid)["State"].startswith("T"))
 
 
 def test_status_user_directory_and_environment_of_an_entered_command(jail: Builder) -> None:

@@ -19,6 +19,9 @@ SPECS = {name: specfile.load(specfile.recipe(name)) for name in specfile.recipes
 PROGRAMS: dict[str, dict[str, str]] = {
     "apache2": {"apache2": "apache2", "curl": "curl", "openssl": "openssl"},
     "basic": {"bash": "bash", "strace": "strace"},
+    "honeypot": {
+        "inetutils-inetd": "inetutils-inetd", "telnetd": "inetutils-telnetd", "telnet": "telnet", "expect": "expect",
+    },
     "named": {"named": "bind9", "dig": "bind9-dnsutils", "nsupdate": "bind9-dnsutils"},
     "nginx": {"nginx": "nginx-light", "curl": "curl", "openssl": "openssl"},
     "postfix": {"postfix": "postfix", "curl": "curl"},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from machine import Guests, leftovers, make_image, make_tree, needs_uml, until
 
 from stockade import machines, places
 from stockade.records.guest import Guest
@@ -18,7 +19,8 @@ from stockade.vm.start import Started
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = (
-    "awk", "cat", "chmod", "cp", "dd", "echo", "env", "false", "free", "grep", "head", "httpd", "id", "ifconfig", "kill", "ln",
+    "awk", "cat", "chmod", "cp", "dd", "echo", "env", "false", "free", "grep", "head", "httpd", "id", "ifconfig",
+    "kill", "ln",
     "ls", "mkdir", "mknod", "mount", "nc", "ping", "ps", "rm", "route", "sed", "seq", "sh", "sleep", "stat", "stty",
     "sync", "tail", "touch", "tr", "true", "tty", "uname", "wc", "yes",
 )  # fmt: skip
@@ -120,3 +122,31 @@ def keep_home(home: Path) -> None:
 def image_file(image: Image) -> Path:
     """The file of an image."""
     return images.file(image.name)
+
+
+@pytest.fixture
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, with nothing in it."""
+    monkeypatch.setenv("STOCKADE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="package")
+def tiny_image(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The image `tiny`: busybox with more of its programs."""
+    needs_uml()
+    if os.geteuid() != 0:
+        pytest.skip("run as root: its guests get ids of their own; an ordinary user's are in test_ordinary_guests.py")
+    return make_image("tiny", make_tree(tmp_path_factory.mktemp("tiny") / "root"))
+
+
+@pytest.fixture
+def guests(tiny_image: Image) -> Iterator[Guests]:
+    """Makes guests; after the test none of them, no process of theirs and nothing half made may be left."""
+    made = Guests(tiny_image)
+    try:
+        yield made
+    finally:
+        made.end()
+    assert until(lambda: not made.seen.left()), made.seen.left()
+    assert leftovers() == []

@@ -68,7 +68,13 @@ def make_tree(root: Path, *, program: str = "") -> Path:
 def make_image(name: str, root: Path, **start: object) -> Image:
     """The image `name` of the tree `root`; `start` are fields of its `ImageStart`."""
     record = Image(
-        name=name, sha256="", size=0, mtime=0, origin="directory", source="busybox", start=ImageStart(**start)  # type: ignore[arg-type]
+        name=name,
+        sha256="",
+        size=0,
+        mtime=0,
+        origin="directory",
+        source="busybox",
+        start=ImageStart(**start),  # type: ignore[arg-type]
     )
     return staging.image_of(name, root, record)
 

@@ -18,7 +18,9 @@ def of_guest(name: str) -> list[int]:
 
 def keeper_of(name: str) -> int:
     """The keeper: the parent of UML's first process."""
-    return int(Path(f"/proc/{control.request(name, 'status')['processes'][0]}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(
+        Path(f"/proc/{control.request(name, 'status')['processes'][0]}/stat").read_text().rpartition(")")[2].split()[1]
+    )
 
 
 def alive(pid: int) -> bool:
@@ -48,4 +50,19 @@ def holders(name: str) -> list[int]:
             continue
         if any(target.startswith(f"{place}/") for target in names):
             found.append(pid)
+    return found
+
+
+def uids_of_kernels(name: str) -> set[int]:
+    """Who runs the kernel of the guest `name`, of any caller; empty where nobody does."""
+    word = f"stockade_hostname={name}".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            if word in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.add(entry.stat().st_uid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,10 @@ def test_debugfs_agrees_about_a_file(image: Path) -> None:
     assert f"{first}-" in done.stdout
 
 
-def test_the_same_tree_gives_the_same_file_system(tree: Path, image: Path, tmp_path: Path) -> None:
+def test_the_same_tree_gives_the_same_file_system_at_another_time(tree: Path, image: Path, tmp_path: Path) -> None:
+    for path in tree.rglob("*"):  # reading changes its time of access, and this its time of change
+        os.utime(path, (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+    time.sleep(1.1)
     filesystem.make(tree, tmp_path / "again", name="test")
     assert sha256(tmp_path / "again") == sha256(image)
 
@@ -148,18 +152,20 @@ def test_damage_anywhere_in_its_structure_ends_in_time_with_contents_or_a_clear_
     (root / "link").symlink_to("directory/file")
     filesystem.make(root, tmp_path / "image", name="fuzzed")
     whole = (tmp_path / "image").read_bytes()
-    # Superblock, descriptors and the blocks that hold anything: holes are zeros.
-    used = [at for at in range(0, len(whole), 4096) if whole[at : at + 4096].count(0) != 4096]
+    with FileSystem(tmp_path / "image") as system:
+        nodes = [system.node(2), *(node for _, node in system.walk())]
+    directories = {block * 4096 for node in nodes if node.type == "directory" for _, _, block in node.extents}
+    # The superblock, the descriptors of groups, the first inodes, names in directories: where they hold anything.
+    places = (range(1024, 2048, 4), range(4096, 4160, 4), *(range(at, at + 64, 4) for at in directories))
+    used = [at for place in places for at in place]
+    used += [at for at in range(2048, len(whole) // 4, 4) if whole[at : at + 4] != bytes(4)][:4000]
     chance = random.Random(7)
     complained = 0
-    for _ in range(150):
+    for _ in range(60):
         data = bytearray(whole)
-        for _ in range(chance.randrange(1, 8)):
-            block = chance.choice(used[:40])
-            data[block + chance.randrange(4096)] = chance.randrange(256)
-        if chance.random() < 0.3:
-            at = chance.choice(used[:40]) + chance.randrange(0, 4096, 4)
-            data[at : at + 4] = b"\xff\xff\xff\xff"
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.choice(used)
+            data[at : at + 4] = chance.choice((chance.randbytes(4), b"\xff\xff\xff\xff", b"\0\0\0\0"))
         (tmp_path / "hostile").write_bytes(data)
         try:
             _read_all(tmp_path / "hostile")
@@ -169,7 +175,7 @@ def test_damage_anywhere_in_its_structure_ends_in_time_with_contents_or_a_clear_
     assert complained
 
 
-def test_a_directory_that_contains_itself_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_directory_that_contains_itself_is_walked_once(tmp_path: Path) -> None:
     needs(("mke2fs", "e2fsprogs"))
     root = tmp_path / "root"
     (root / "one/two").mkdir(parents=True)
@@ -178,8 +184,8 @@ def test_a_directory_that_contains_itself_is_a_clear_error(tmp_path: Path) -> No
         ["debugfs", "-w", "-R", "link /one /one/two/again", str(tmp_path / "image")],
         capture_output=True, timeout=20, check=True,
     )  # fmt: skip
-    with FileSystem(tmp_path / "image") as system, pytest.raises(StateError, match="is damaged"):
-        list(system.walk())
+    with FileSystem(tmp_path / "image") as system:
+        assert sorted(path for path, _ in system.walk()) == ["/lost+found", "/one", "/one/two", "/one/two/again"]
 
 
 def test_without_mke2fs_the_package_is_named(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

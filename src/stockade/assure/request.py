@@ -38,7 +38,7 @@ def write(
     architecture = syscalls.host_architecture()
     told = {
         "architecture": architecture, "numbers": syscalls.numbers(architecture), "probes": probes, "tree": place,
-        "path": f"{place}/{REQUEST}", "python": tree.command(place), "helpers": tree.helpers,
+        "python": tree.command(place), "helpers": tree.helpers,
         "time_limit_s": _TIME_LIMIT_S, "lowest_pid": _LOWEST_PID, "canary": canaries.told, "disk": _disk(),
         "namespaces": {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in NAMESPACES}, "granted": granted,
         "groups": groups, "masks": masks, "writable": writable, "launchers": launchers, "tmpfs": tmpfs,

@@ -71,9 +71,7 @@ class Seen:
     """What a run reported: each probe's result, and what stood in the terminal afterwards."""
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sets: dict[str, int] = field(default_factory=dict)
     pushed: bytes = b""
-    ended: bool = False
 
 
 @contextlib.contextmanager
@@ -127,7 +125,6 @@ def conduct(
     seen = Seen()
     for message in _messages(output):
         if "ready" in message:
-            seen.sets = message["sets"]
             at_ready(message)
             terminal.say("go")
         elif "pushed" in message:
@@ -136,8 +133,6 @@ def conduct(
             terminal.say(owner(message["path"]))
         elif "id" in message:
             seen.results[message["id"]] = message
-        elif "done" in message:
-            seen.ended = True
     seen.pushed += terminal.pushed()
     return seen
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from stockade.cli import console
 from stockade.cli.parser import build, parse
-from stockade.errors import StockadeError
+from stockade.errors import StockadeError, WallError
 
 __all__ = ["launch_failed", "run"]
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+_PASSING = ("run", "exec", "shell", "contain")  # verbs that pass a command's status on
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(words: list[str]) -> int:
@@ -36,15 +39,15 @@ def run(words: list[str]) -> int:
     except OSError as error:
         if verbose > 1:
             raise
-        console.fail(StockadeError(_system(error), hint="`-vv` shows where it happened"))
-        return 1
+        console.fail(StockadeError(_system(error), hint=_cure(error)))
+        return _own_failure(words)
     except Exception as error:
         if verbose > 1:
             raise
         console.fail(
             StockadeError(f"a fault of Stockade's own: {type(error).__name__}: {error}", hint="report what `-vv` shows")
         )
-        return 1
+        return _own_failure(words)
     return status
 
 
@@ -71,6 +74,23 @@ def _verbosity(words: list[str]) -> int:
     """Count -v before the child's command, before anything can go wrong."""
     own = words[: words.index("--")] if "--" in words else words
     return sum(len(word) - 1 for word in own if word.startswith("-v") and set(word[1:]) == {"v"})
+
+
+def _own_failure(words: list[str]) -> int:
+    """The status of an unforeseen failure, which must not look like one of a command's."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    return WallError.exit_code if verb in _PASSING else 1
+
+
+def _cure(error: OSError) -> str:
+    from stockade import places
+
+    where = f"`{places.configuration()}`, `{places.state()}` and `{places.run()}`"
+    if error.errno in _FULL:
+        return f"free some space on the file systems of {where}"
+    if error.errno == errno.EROFS:
+        return f"mount the file systems of {where} writable, or set `$STOCKADE_HOME` to another directory"
+    return "`-vv` shows where it happened"
 
 
 def _system(error: OSError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from stockade.cli import console
+from stockade.cli import console, names
 from stockade.cli.parser import Subparsers, add_verb
 from stockade.errors import NotFoundError
 from stockade.records.generation import Generation
@@ -29,6 +29,7 @@ def register(subparsers: Subparsers) -> None:
 
 def why(arguments: argparse.Namespace) -> None:
     """Find out, and report."""
+    names.built(arguments.name)
     with console.Progress() as progress:
         progress.doing(f"running `{arguments.name}` to see what is refused")
         from stockade.why import why as find_out
@@ -44,14 +45,14 @@ def why(arguments: argparse.Namespace) -> None:
 
 def _show(report: WhyReport) -> None:
     state = "everything worked" if report.works else "something failed"
-    said = report.output.strip().splitlines()
+    said = [console.visible(line) for line in report.output.strip().splitlines()]
     if not report.refusals:
         console.text(f"{report.name}: nothing was refused, and {state}{f': {said[-1]}' if said else ''}")
         return
     console.text(f"{report.name}: {len(report.refusals)} refused, and {state}{f': {said[-1]}' if said else ''}")
     for refusal in report.refusals:
         for line in _lines(refusal):
-            console.text(line)
+            console.text(console.visible(line))
     if report.toml:
         again = "it works" if report.works_with_lines else "it does not work yet"
         tried = f" ({again} with those that could be tried)" if report.runs > 1 and not report.works else ""
@@ -80,7 +81,7 @@ def policy(name: str, generation: Generation, *, json: bool) -> None:
         return
     console.text(f"# The narrowest policy in which all that was exercised in `{name}` works.")
     for line in _facts(proposal):
-        console.text(f"# {line}")
+        console.text(console.visible(f"# {line}"))
     console.text("")
     console.text(proposal.toml or "# The spec says it already.")
 

@@ -108,7 +108,7 @@ def _mend(
         console.note("nothing that was found is safe to mend without you")
         return ()
     for proposal in proposals:
-        console.note(_visible(f"would mend {proposal.code}: {proposal.path}: {auditing.described(proposal)}"))
+        console.note(console.visible(f"would mend {proposal.code}: {proposal.path}: {auditing.described(proposal)}"))
     many = f"{len(proposals)} {'change' if len(proposals) == 1 else 'changes'}"
     console.confirm(f"make {many} in `{subject.root}`", force=force)
     return auditing.mend(subject.root, proposals)
@@ -118,7 +118,7 @@ def _show(report: AuditReport, *, everything: bool) -> None:
     limit = None if everything else _SHOWN
     for mended in report.mended:
         what = f"could not mend {mended.code}" if mended.failed else f"mended {mended.code}"
-        console.text(_visible(f"{what}: {mended.path}: {mended.failed or mended.change}"))
+        console.text(console.visible(f"{what}: {mended.path}: {mended.failed or mended.change}"))
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         _rule(list(group), report.counts[code], limit)
     _accepted(report.accepted, limit)
@@ -126,8 +126,10 @@ def _show(report: AuditReport, *, everything: bool) -> None:
     where = f"{report.target}, generation {report.generation}" if report.generation is not None else report.target
     found = sum(report.counts.values())
     console.text(
-        _visible(f"{where}: {_many(found, 'finding')}, {len(report.accepted)} accepted; score {report.score:g} of 100, "
-                 f"{report.score_with_accepted:g} with what is accepted")
+        console.visible(
+            f"{where}: {_many(found, 'finding')}, {len(report.accepted)} accepted; score {report.score:g} of 100, "
+            f"{report.score_with_accepted:g} with what is accepted"
+        )
     )  # fmt: skip
     if report.findings:
         console.next_command(f"`stockade explain {report.findings[0].code}` tells what the rule is about")
@@ -139,7 +141,7 @@ def _rule(findings: list[Finding], count: int, limit: int | None) -> None:
     rule = auditing.rules()[findings[0].code]
     console.text(f"{rule.severity}  {rule.code}: {rule.title}")
     for finding in findings[:limit]:
-        console.text(_visible(f"    {': '.join(filter(None, (finding.path, finding.message)))}"))
+        console.text(console.visible(f"    {': '.join(filter(None, (finding.path, finding.message)))}"))
     if count > len(findings[:limit]):
         console.text(f"    and {count - len(findings[:limit])} more")
     console.text(f"    remedy: {rule.remedy}")
@@ -149,7 +151,7 @@ def _accepted(accepted: Iterable[Accepted], limit: int | None) -> None:
     listed = list(accepted)
     for each in listed[:limit]:
         what = ": ".join(filter(None, (each.finding.path, each.finding.message)))
-        console.text(_visible(f"accepted  {each.finding.code}: {what} ({each.by}: {each.reason})"))
+        console.text(console.visible(f"accepted  {each.finding.code}: {what} ({each.by}: {each.reason})"))
     if limit is not None and len(listed) > limit:
         console.text(f"accepted  and {len(listed) - limit} more")
 
@@ -159,19 +161,11 @@ def _unchecked(unchecked: Iterable[Unchecked]) -> None:
     for each in unchecked:
         by_reason.setdefault(each.reason, []).append(each.code)
     for reason, codes in by_reason.items():
-        console.text(_visible(f"not checked: {', '.join(codes)}: {reason}"))
+        console.text(console.visible(f"not checked: {', '.join(codes)}: {reason}"))
 
 
 def _many(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def _visible(line: str) -> str:
-    """`line` with every control character written out: names of files must not speak to the terminal."""
-    return "".join(
-        character if character.isprintable() or "\udc80" <= character <= "\udcff" else repr(character)[1:-1]
-        for character in line
-    )
 
 
 def is_code(word: str) -> bool:

@@ -69,7 +69,7 @@ def _show(report: BuildReport) -> None:
         value = f": {secret.value.strip()}" if secret.value else ""
         console.text(f"new {secret.kind} `{secret.name}`{value}, kept in {secret.kept}")
     for line in asking.brief(report.name, report.proposal) if report.proposal is not None else ():
-        console.text(line)
+        console.text(console.visible(line))
     if report.stages:
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stages.items())
         console.text(f"time: {times}; together {sum(report.stages.values()):.1f} s")

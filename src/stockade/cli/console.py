@@ -28,6 +28,7 @@ __all__ = [
     "rows",
     "size",
     "text",
+    "visible",
 ]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
@@ -46,6 +47,14 @@ def note(line: str) -> None:
 
 def _printable(line: str) -> str:
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def visible(line: str) -> str:
+    """`line` with every control character written out: names of files must not speak to the terminal."""
+    return "".join(
+        character if character.isprintable() or "\udc80" <= character <= "\udcff" else repr(character)[1:-1]
+        for character in line
+    )
 
 
 def json_report(report: msgspec.Struct) -> None:
@@ -107,16 +116,19 @@ def next_command(line: str) -> None:
 def fail(error: StockadeError) -> None:
     """Write an error and what to do about it."""
     first, *more = error.message.split("\n")
-    note(f"error: {first}")
+    note(f"error: {visible(first)}")
     for line in more:
-        note(f"       {line}")
+        note(f"       {visible(line)}")
     log = getattr(error, "log", "")
     if log:
         note("the service's own output, its last lines:")
         for line in log.splitlines()[-20:]:
-            note(f"  | {line}")
+            note(f"  | {visible(line.expandtabs())}")
     if error.hint:
-        note(f"hint: {error.hint}")
+        first, *more = error.hint.split("\n")
+        note(f"hint: {visible(first)}")
+        for line in more:
+            note(visible(line))
 
 
 def confirm(question: str, *, force: bool) -> None:

@@ -69,9 +69,10 @@ def _chain(arguments: argparse.Namespace, generation: Generation) -> None:
     if arguments.json:
         console.json_report(report)
         return
-    console.text(_described(report))
+    console.text(console.visible(_described(report)))
     for depth, link in enumerate(report.chain):
-        console.text(f"{'  ' * (depth + 1)}{link.path}  {link.kind}{f': {link.detail}' if link.detail else ''}")
+        why = f"{link.kind}: {link.detail}" if link.detail else link.kind
+        console.text(console.visible(f"{'  ' * (depth + 1)}{link.path}  {why}"))
 
 
 def _described(report: ExplainReport) -> str:
@@ -132,7 +133,7 @@ def _show(report: SummaryReport) -> None:
         ("accounts", report.accounts), ("devices", report.devices), ("capabilities", report.capabilities),
         ("writable directories", report.writable),
     ):  # fmt: skip
-        console.listed(f"{title}, {len(items)}" if items else title, items or ("none",))
+        console.listed(f"{title}, {len(items)}" if items else title, [*map(console.visible, items)] or ["none"])
     for title, counts in (
         ("packages, by files", report.packages), ("why entries are there", report.evidence),
         ("failed, and is not needed", report.false_positives),

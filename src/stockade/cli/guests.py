@@ -20,7 +20,8 @@ from stockade.errors import StateError, UsageError
 from stockade.records.guest import Guest
 from stockade.records.machine import GuestsReport
 from stockade.records.publish import Published, parse
-from stockade.vm import control, images, manage, store, transfer
+from stockade.records.text import escape
+from stockade.vm import control, images, manage, record, store, transfer
 from stockade.vm.start import stop as stop_guest
 
 __all__ = ["published", "register"]
@@ -42,14 +43,16 @@ def _register_making(family: Subparsers) -> None:
     parser = add_verb(
         family, "create", create,
         help="make a guest of an image or a jail",
-        description="Make the guest NAME with a disk of its own, of an image, or of a jail with the ports that its spec "
-        "publishes.",
+        description="Make the guest NAME with a disk of its own, of an image, or of a jail with the ports that its "
+        "spec publishes.",
     )  # fmt: skip
     _name(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", metavar="IMAGE", help="of this image")
     source.add_argument("--jail", metavar="JAIL", help="of an image of this jail, made where it is missing")
-    parser.add_argument("--memory", metavar="SIZE", type=byte_count, default=128 << 20, help="its memory (default: 128M)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=byte_count, default=128 << 20, help="its memory (default: 128M)"
+    )
     parser.add_argument(
         "--walls", metavar="WALLS", default="jail,vm", help="vm, jail,vm or jail,vm,jail (default: jail,vm)"
     )
@@ -63,6 +66,9 @@ def _register_making(family: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("--link", metavar="GUEST", action="append", default=[], help="a wire to this guest")
     parser.add_argument("--kernel", metavar="FILE", default="", help="a User-Mode Linux kernel (default: the newest)")
+    parser.add_argument(
+        "--record", action="store_true", help="keep what is executed and typed in it outside of it: see `guest record`"
+    )
     parser.add_argument("--start", action="store_true", help="start it at once")
 
     parser = add_verb(family, "flatten", flatten, help="make an image of a guest's disk as it is now")
@@ -105,6 +111,13 @@ def _register_use(family: Subparsers) -> None:
     parser = add_verb(family, "log", log, help="print what a guest's console has said")
     _name(parser)
     parser = add_verb(
+        family, "record", show_record, help="print what was executed and typed in a guest that is recorded",
+        description="Print what the kernel of a guest made with --record told: each program that was executed and what was "
+        "typed on its terminals, as auditd writes it, for `ausearch -if`.",
+    )  # fmt: skip
+    _name(parser)
+    parser.add_argument("--typed", action="store_true", help="only what was typed, as it was typed")
+    parser = add_verb(
         family, "cp", copy, help="copy files into a guest or out of it",
         description="Copy a file or a directory; one of SOURCE and TARGET is GUEST:/PATH.",
     )  # fmt: skip
@@ -132,14 +145,14 @@ def create(arguments: argparse.Namespace) -> None:
         if arguments.jail:
             guest = machines.guest_of_jail(
                 arguments.jail, walls, name=arguments.name, memory=arguments.memory, network=arguments.network,
-                publish=arguments.publish or None, progress=progress.doing,
+                publish=arguments.publish or None, record=arguments.record, progress=progress.doing,
             )  # fmt: skip
         else:
             ports = tuple(arguments.publish)
             guest = store.create(
                 arguments.name, images.load(arguments.image), memory=arguments.memory, walls=walls,
                 network=arguments.network or ("publish" if ports else "none"), publish=ports,
-                kernel=arguments.kernel and os.path.realpath(arguments.kernel),
+                kernel=arguments.kernel and os.path.realpath(arguments.kernel), record=arguments.record,
             )  # fmt: skip
         for peer in arguments.link:
             manage.link(guest.name, peer)
@@ -154,7 +167,9 @@ def _start(name: str, progress: console.Progress) -> None:
     progress.doing(f"starting `{name}`")
     started = machines.start_guest(name, progress=progress.doing)
     ports = ", ".join(f"{port.address}:{port.port}" for port in store.load(name).publish)
-    progress.done(f"{name}: up after {started.seconds['ready']:.2f} s, pid {started.pid}" + (f", on {ports}" if ports else ""))
+    progress.done(
+        f"{name}: up after {started.seconds['ready']:.2f} s, pid {started.pid}" + (f", on {ports}" if ports else "")
+    )
     started.close()
 
 
@@ -163,7 +178,9 @@ def start(arguments: argparse.Namespace) -> None:
     with console.Progress() as progress:
         for name in arguments.name:
             _start(name, progress)
-    console.next_command(f"`stockade guest exec {arguments.name[-1]} -- COMMAND`, `stockade guest stop {arguments.name[-1]}`")
+    console.next_command(
+        f"`stockade guest exec {arguments.name[-1]} -- COMMAND`, `stockade guest stop {arguments.name[-1]}`"
+    )
 
 
 def stop(arguments: argparse.Namespace) -> None:
@@ -206,7 +223,9 @@ def execute(arguments: argparse.Namespace) -> int:
     store.load(arguments.name)
     uid, _, gid = arguments.user.partition(":")
     if not uid.isdecimal() or not (gid or uid).isdecimal():
-        raise UsageError(f"`--user {arguments.user}` has no number", hint="the guest's accounts are its own: `--user 33:33`")
+        raise UsageError(
+            f"`--user {arguments.user}` has no number", hint="the guest's accounts are its own: `--user 33:33`"
+        )
     terminal = not arguments.no_terminal and sys.stdin.isatty() and sys.stdout.isatty()
     size = os.get_terminal_size(0) if terminal else None
     try:
@@ -291,11 +310,28 @@ def log(arguments: argparse.Namespace) -> None:
             sys.stdout.buffer.write(path.read_bytes())
 
 
+def show_record(arguments: argparse.Namespace) -> None:
+    """Print what was recorded of a guest."""
+    path = places.guest(store.load(arguments.name).name) / record.NAME
+    if not path.exists():
+        raise StateError(
+            f"nothing was recorded of guest `{arguments.name}`",
+            hint="`stockade guest create --record`, or `record = true` in the spec of its jail, before its first start",
+        )
+    if arguments.typed:
+        for program, data in record.typed(path):
+            console.text(f"{program}: {escape(data.decode('utf-8', 'surrogateescape'))}")
+        return
+    sys.stdout.buffer.write(path.read_bytes())
+
+
 def copy(arguments: argparse.Namespace) -> None:
     """Copy files in or out."""
     (from_guest, source), (to_guest, target) = (_split(text) for text in (arguments.source, arguments.target))
     if bool(from_guest) == bool(to_guest):
-        raise UsageError("one of the two has to be a guest's, and one a path here", hint="`stockade guest cp web:/etc/hosts .`")
+        raise UsageError(
+            "one of the two has to be a guest's, and one a path here", hint="`stockade guest cp web:/etc/hosts .`"
+        )
     if from_guest:
         place = Path(target)
         if place.is_dir():
@@ -341,5 +377,3 @@ def prepare(arguments: argparse.Namespace) -> None:
     with console.Progress() as progress:
         machines.prepare(("jail",), arguments.kernel, progress.doing)
     console.note("the jail around guests' kernels stands")
-
-

@@ -28,14 +28,18 @@ def register(subparsers: Subparsers) -> None:
     add_verb(family, "list", list_images, json=True, help="list the images")
     parser = add_verb(family, "inspect", inspect, json=True, help="show what is known of an image")
     _name(parser)
-    parser.add_argument("--verify", action="store_true", help="read it all, and compare its SHA-256 with the recorded one")
+    parser.add_argument(
+        "--verify", action="store_true", help="read it all, and compare its SHA-256 with the recorded one"
+    )
     parser = add_verb(
         family, "export", export, help="write an image to a file",
-        description="Write an image to FILE, compressed where its name ends in .xz, .zst or .gz, and print its SHA-256.",
+        description="Write an image to FILE, compressed where its name ends in .xz, .zst or .gz; print its SHA-256.",
     )  # fmt: skip
     _name(parser)
     parser.add_argument("file", metavar="FILE", help="the file to make")
-    parser.add_argument("--with-secrets", action="store_true", help="even though it holds keys that were generated for it")
+    parser.add_argument(
+        "--with-secrets", action="store_true", help="even though it holds keys that were generated for it"
+    )
     parser = add_verb(family, "rm", remove, help="remove images")
     parser.add_argument("name", metavar="NAME", nargs="+", help="name of the image")
     parser.add_argument("--force", action="store_true", help="even those that guests are made of: they keep their base")
@@ -47,7 +51,9 @@ def register(subparsers: Subparsers) -> None:
         "wrote once it has ended. That is how an imported image is looked at first.",
     )  # fmt: skip
     _name(parser)
-    parser.add_argument("--memory", metavar="SIZE", type=byte_count, default=128 << 20, help="its memory (default: 128M)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=byte_count, default=128 << 20, help="its memory (default: 128M)"
+    )
     parser.add_argument("--walls", metavar="WALLS", default="jail,vm", help="walls around it (default: jail,vm)")
 
 
@@ -55,8 +61,8 @@ def _register_making(family: Subparsers) -> None:
     parser = add_verb(
         family, "create", create,
         help="make an image of a jail, of a Debian suite, or of a directory",
-        description="Make the image NAME: of a built jail, of a Debian suite with packages, or of a directory. The same "
-        "jail gives the same image to the bit.",
+        description="Make the image NAME: of a built jail, of a Debian suite with packages, or of a directory. The "
+        "same jail gives the same image to the bit.",
     )  # fmt: skip
     _name(parser)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -64,7 +70,11 @@ def _register_making(family: Subparsers) -> None:
     source.add_argument("--debian", metavar="SUITE", help="of this Debian suite, for example bookworm")
     source.add_argument("--directory", metavar="DIRECTORY", help="of this root file system")
     parser.add_argument(
-        "--package", metavar="PACKAGE", action="append", default=[], help="a Debian package more; may be given more than once"
+        "--package",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="a Debian package more; may be given more than once",
     )
     parser.add_argument("--mirror", metavar="URL", default="", help="the archive to get Debian from")
     parser.add_argument("--size", metavar="SIZE", type=byte_count, help="size of the disk (default: contents and room)")
@@ -74,8 +84,8 @@ def _register_making(family: Subparsers) -> None:
     parser = add_verb(
         family, "import", import_image,
         help="take in an image from a file",
-        description="Check FILE against its SHA-256 and take it in, unpacked where it is .xz, .zst or .gz. Its first boot "
-        "is one on a throw-away disk without a network.",
+        description="Check FILE against its SHA-256 and take it in, unpacked where it is .xz, .zst or .gz. Its first "
+        "boot is one on a throw-away disk without a network.",
     )  # fmt: skip
     parser.add_argument("file", metavar="FILE", help="an ext4 file system, as it is or compressed")
     parser.add_argument("--name", metavar="NAME", help="name of the image (default: the file's)")
@@ -102,9 +112,7 @@ def create(arguments: argparse.Namespace) -> None:
         raise UsageError("`--package` and `--mirror` are for `--debian`", hint="a jail has what its spec names")
     with console.Progress() as progress:
         if arguments.jail:
-            image = machines.image_of_jail(
-                arguments.jail, arguments.name, size=arguments.size, progress=progress.doing
-            )
+            image = machines.image_of_jail(arguments.jail, arguments.name, size=arguments.size, progress=progress.doing)
         elif arguments.debian:
             image = debian.image_of_debian(
                 arguments.debian, arguments.name, packages=arguments.package, size=arguments.size,
@@ -127,9 +135,13 @@ def _of_directory(arguments: argparse.Namespace, progress: console.Progress) -> 
 
 
 def _made(image: Image) -> None:
-    console.text(f"{image.name}: {console.size(image.size)}, {console.size(sparse.allocated(images.file(image.name)))} on disk")
+    console.text(
+        f"{image.name}: {console.size(image.size)}, {console.size(sparse.allocated(images.file(image.name)))} on disk"
+    )
     console.text(f"sha256 {image.sha256}")
-    console.next_command(f"`stockade guest create NAME --image {image.name}`; `stockade boot {image.name}` looks at it once")
+    console.next_command(
+        f"`stockade guest create NAME --image {image.name}`; `stockade boot {image.name}` looks at it once"
+    )
 
 
 def import_image(arguments: argparse.Namespace) -> None:

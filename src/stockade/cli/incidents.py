@@ -1,4 +1,4 @@
-"""The verbs of `guest` for a break-in and for changes: freeze, thaw, evidence, changes, restore, clone, trial, audit."""
+"""The verbs of `guest` for a break-in and for changes: freeze, thaw, evidence, changes, restore, clone, trial …"""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def register(family: Subparsers) -> None:
     parser = add_verb(family, "thaw", thaw, help="let a frozen guest go on")
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser = add_verb(
-        family, "evidence", evidence, json=True, help="write one archive of a guest: disk, memory, console, what changed",
-        description="Write one archive with the guest's disk, its memory, its console, Stockade's records, a manifest with "
-        "SHA-256, and what differs from the clean image.",
+        family, "evidence", evidence, json=True, help="write one archive of a guest: disk, memory, console, changes",
+        description="Write one archive with the guest's disk, its memory, its console, Stockade's records, a manifest "
+        "with SHA-256, and what differs from the clean image.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser.add_argument("file", metavar="FILE", help="the archive to make, for example web.tar.zst")
@@ -50,8 +50,8 @@ def register(family: Subparsers) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser = add_verb(
         family, "restore", restore, help="have the service answer again, from a clean state",
-        description="End the guest without asking anything in it, put its disk back to the newest snapshot that is marked "
-        "as good (or the one that is named, or the image), and start it.",
+        description="End the guest without asking anything in it, put its disk back to the newest snapshot that is "
+        "marked as good (or the one that is named, or the image), and start it.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser.add_argument("--clean", action="store_true", help="to the newest good snapshot, or the image without one")
@@ -73,25 +73,27 @@ def _register_trials(family: Subparsers) -> None:
     parser = add_verb(
         family, "trial", trial, json=True, command="-- COMMAND ...",
         help="try a change on a throw-away clone, and say what it does",
-        description="Run COMMAND as root in a clone of the guest, then the exercises, and list what changed. Ends with 1 "
-        "when anything failed.",
+        description="Run COMMAND as root in a clone of the guest, then the exercises, and list what changed. Ends with "
+        "1 when anything failed.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser.add_argument("--script", metavar="FILE", help="a shell script to run instead of COMMAND")
     parser.add_argument(
         "--exercise", metavar="COMMAND", action="append", default=[],
-        help="a shell command here that must succeed; $PORT_80 is where the clone's port 80 is; may be given more than once",
+        help="a shell command here that must succeed, $PORT_80 is the clone's port 80; may be given more than once",
     )  # fmt: skip
     parser.add_argument(
         "--inside", metavar="COMMAND", action="append", default=[], help="a command in the clone that must succeed"
     )
     parser.add_argument("--network", choices=("none", "nat"), default="nat", help="the clone's network (default: nat)")
     parser.add_argument("--snapshot", metavar="SNAPSHOT", default="", help="start from this snapshot")
-    parser.add_argument("--commit", action="store_true", help="keep it when all passed; what was before becomes a snapshot")
+    parser.add_argument(
+        "--commit", action="store_true", help="keep it when all passed; what was before becomes a snapshot"
+    )
     parser = add_verb(
         family, "audit", audit, json=True, help="look a guest's system over, with the command that mends each finding",
-        description="Look for services, accounts, programs and rights that nobody needs. Ends with 1 when something was "
-        "found.",
+        description="Look for services, accounts, programs and rights that nobody needs. Ends with 1 when something "
+        "was found.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the guest")
     parser.add_argument(
@@ -109,7 +111,9 @@ def freeze(arguments: argparse.Namespace) -> None:
     store.load(arguments.name)
     incident.freeze(arguments.name, sync=not arguments.no_sync)
     console.text(f"{arguments.name}: frozen")
-    console.next_command(f"`stockade guest evidence {arguments.name} FILE`, then `stockade guest restore --clean {arguments.name}`")
+    console.next_command(
+        f"`stockade guest evidence {arguments.name} FILE`, then `stockade guest restore --clean {arguments.name}`"
+    )
 
 
 def thaw(arguments: argparse.Namespace) -> None:
@@ -165,7 +169,11 @@ def restore(arguments: argparse.Namespace) -> None:
     to = arguments.snapshot
     if not to:
         with contextlib.suppress(StateError):
-            to = snapshots.latest_good(name) if any(snapshots.load(name, one).good for one in snapshots.names(name)) else ""
+            to = (
+                snapshots.latest_good(name)
+                if any(snapshots.load(name, one).good for one in snapshots.names(name))
+                else ""
+            )
     incident.restore(name, to)
     machines.start_guest(name).close()
     state = f"snapshot `{to}`" if to else f"image `{guest.image}`"

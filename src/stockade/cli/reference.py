@@ -57,14 +57,22 @@ def page() -> str:
 
 
 def _command_line() -> Iterator[str]:
-    for name, parser in verbs(build()).items():
-        yield f"### stockade {name}\n"
-        yield f"`{_usage(parser)}`\n"
-        yield f"{parser.description}\n"
-        for action in parser._actions:
-            if action.help is not argparse.SUPPRESS and action.dest != "help":
-                yield f"- {_form(action)}: {action.help}"
-        yield ""
+    for parser in verbs(build()).values():
+        yield from _verb(parser)
+
+
+def _verb(parser: Parser) -> Iterator[str]:
+    """One verb; after a family of verbs those of its own."""
+    yield f"### {parser.prog}\n"
+    yield f"`{_usage(parser)}`\n"
+    yield f"{parser.description}\n"
+    inner = verbs(parser)
+    for action in parser._actions:
+        if action.help is not argparse.SUPPRESS and action.dest != "help" and not inner:
+            yield f"- {_form(action)}: {action.help}"
+    yield ""
+    for one in inner.values():
+        yield from _verb(one)
 
 
 def _usage(parser: Parser) -> str:

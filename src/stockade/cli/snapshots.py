@@ -22,7 +22,7 @@ def register(subparsers: Subparsers) -> None:
     family = add_family(subparsers, "snapshot", help="keep the state of a guest's disk, and go back to it")
     parser = add_verb(
         family, "create", create, json=True, help="keep a guest's disk as it is now",
-        description="Keep the guest's disk as it is now. A running guest is synced and stands still while it is copied.",
+        description="Keep the guest's disk as it is now. A running guest is synced and stands still meanwhile.",
     )  # fmt: skip
     _names(parser)
     parser.add_argument("--good", action="store_true", help="a state to go back to after a break-in")
@@ -30,7 +30,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("guest", metavar="GUEST", help="name of the guest")
     parser = add_verb(family, "restore", restore, help="put a guest's disk back to a snapshot")
     _names(parser)
-    parser.add_argument("--stop", action="store_true", help="end the guest first, without its own doing, and start it again")
+    parser.add_argument(
+        "--stop", action="store_true", help="end the guest first, without its own doing, and start it again"
+    )
     parser = add_verb(family, "clone", clone, help="make another guest from a snapshot")
     _names(parser)
     parser.add_argument("new", metavar="NEW", help="name of the guest to make")
@@ -61,7 +63,9 @@ def create(arguments: argparse.Namespace) -> None:
     if arguments.json:
         console.json_report(SnapshotReport(snapshot=snapshot, seconds=seconds))
         return
-    console.text(f"{arguments.guest} {snapshot.name}: {console.size(snapshot.bytes)} after {seconds:.2f} s, taken {snapshot.state}")
+    console.text(
+        f"{arguments.guest} {snapshot.name}: {console.size(snapshot.bytes)} after {seconds:.2f} s, {snapshot.state}"
+    )
     console.next_command(f"`stockade snapshot restore {arguments.guest} {snapshot.name} --stop`")
 
 
@@ -125,5 +129,3 @@ def remove(arguments: argparse.Namespace) -> None:
     """Remove a snapshot."""
     snapshots.remove(arguments.guest, arguments.name)
     console.note(f"{arguments.guest} {arguments.name}: removed")
-
-

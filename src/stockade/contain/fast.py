@@ -116,18 +116,22 @@ def _hold(generation: str) -> int | None:
 
 
 def _claim(place: str, generation: str) -> int | None:
-    """A locked, empty state file of an instance with this process's pid; None where somebody is cleaning it up."""
+    """A locked state file of an instance with this process's pid; None where `launch` has to say why there is none."""
     try:
         os.makedirs(place, mode=0o700, exist_ok=True)
         state = os.open(f"{place}/state", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return None
-    if os.fstat(state).st_nlink == 0:
-        return None
-    os.ftruncate(state, 0)
-    os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
-    return state
+    try:
+        fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(state).st_nlink:
+            os.ftruncate(state, 0)
+            os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
+            return state
+    except OSError:
+        pass
+    os.close(state)
+    return None
 
 
 def _terminal() -> list[bytes]:

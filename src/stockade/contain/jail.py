@@ -82,6 +82,8 @@ class Running:
                 if line == "gated" or line == "exec ok":
                     break
         except BaseException:
+            # A detached one too: half started, nobody would know of it.
+            self.kill()
             self.close()
             raise
         if self._detached:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -87,14 +88,37 @@ def started_at(ticks: int, now: float, uptime: float) -> float:
 
 def members(init: int) -> tuple[int, ...]:
     """Pids of the jail whose first process is `init`, as the caller sees them, PID 1 first."""
+    try:
+        return (init, *sorted(_descendants(init)))
+    except NotImplementedError:
+        return (init, *sorted(_descendants_by_parent(init)))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Children of every thread and theirs; NotImplementedError on a kernel without CONFIG_PROC_CHILDREN."""
+    for path in glob.iglob(f"/proc/{pid}/task/*"):
+        try:
+            children = Path(path, "children").read_text(encoding="ascii").split()
+        except ProcessLookupError:
+            continue
+        except FileNotFoundError:
+            if os.path.exists(path):
+                raise NotImplementedError("children") from None
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
+
+
+def _descendants_by_parent(init: int) -> Iterator[int]:
     parents = {
         int(name): int(fields[1])
         for name in os.listdir("/proc")
         if name.isdecimal() and (fields := _stat(int(name)))
     }
-    return (init, *(pid for pid in sorted(parents) if pid != init and init in _ancestors(pid, parents)))
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    while (pid := parents.get(pid, 0)) > 1:
-        yield pid
+    for pid in parents:
+        above = pid
+        while (above := parents.get(above, 0)) > 1:
+            if above == init:
+                yield pid
+                break

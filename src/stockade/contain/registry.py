@@ -13,7 +13,6 @@ from typing import Literal
 
 import msgspec
 
-from stockade import places
 from stockade.errors import NotFoundError, StateError
 from stockade.records.policy import Usage
 from stockade.records.spec import Spec
@@ -22,7 +21,7 @@ from . import measure, network, runfiles
 from .jail import FORWARDED
 from .starting import log_path
 
-__all__ = ["RunningJail", "find", "last_status", "logs", "running", "stop"]
+__all__ = ["EndedJail", "RunningJail", "ended", "find", "last_status", "logs", "running", "stop"]
 
 _KILL_SECONDS = 10.0
 _TURN_SECONDS = 0.5
@@ -85,6 +84,8 @@ def running() -> tuple[RunningJail, ...]:
     for instance in runfiles.instances():
         state = runfiles.read(instance)
         if state is None:
+            with contextlib.suppress(OSError):
+                runfiles.directory(instance).rmdir()
             continue
         if state.alive:
             found.append(_jail(instance, state))
@@ -253,10 +254,5 @@ def _has_ended(process: tuple[int, int] | None, timeout_s: float) -> bool:
 
 def _clean(instance: str, state: runfiles.State) -> None:
     """What a supervisor that was killed could not remove, then the runtime directory."""
-    own = str(places.run())
-    for path in reversed(state.remove):
-        if path.startswith(f"{own}/"):
-            continue
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
+    runfiles.sweep(state)
     runfiles.release(instance)

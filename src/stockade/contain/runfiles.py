@@ -6,6 +6,7 @@ word and its value: the header written here, then what the warden reports.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -153,9 +154,19 @@ def claim(instance: str) -> int:
         if left.alive:
             os.close(descriptor)
             raise _already_running(instance)
+        sweep(left)
         os.ftruncate(descriptor, 0)
         return descriptor
     raise StateError(f"`{place}` comes and goes", hint="something else starts and stops this jail: try again")
+
+
+def sweep(state: State) -> None:
+    """Remove the control groups of an ended jail whose supervisor was killed and could not."""
+    own = f"{places.run()}/"
+    for path in reversed(state.remove):
+        if not path.startswith(own):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
 
 def _already_running(instance: str) -> StateError:

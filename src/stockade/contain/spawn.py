@@ -56,6 +56,11 @@ def spawn(
             _program(argv[0]), argv, dict(os.environ) if wrapper else {}, file_actions=[*standard, *kept],
             setsigmask=(), setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )  # fmt: skip
+    except BlockingIOError as error:
+        raise HostError(
+            "the warden cannot be started: this host, or a limit of the caller, allows no further process",
+            hint="end some, or raise the limit: `ulimit -u`, `pids.max` of the caller's control group",
+        ) from error
     finally:
         for descriptor in opened:
             os.close(descriptor)

@@ -122,7 +122,7 @@ def launch_generation(
             raise NotFoundError(f"`{generation}` holds no launch plan", hint=f"`stockade build {jail}` makes it")
         fragment.append(wire.record(wire.KEEP, held))
         state = runfiles.claim(instance)
-        stack.callback(os.close, state)
+        stack.push(lambda kind, error, trace: _unclaim(instance, state, interrupted=kind is not None))
         outside = stack.enter_context(connection(generation, publish=argv is None, listen=argv is None and not sockets))
         given = tuple(sockets) or tuple(outside.listening)
         fragment += [*outside.records, *_sockets(given)]
@@ -240,6 +240,13 @@ def _hold(generation: Path, jail: str) -> int:
         hint = f"`stockade status {jail}` shows what there is"
         raise StateError(f"`{generation}` is being removed", hint=hint) from None
     return descriptor
+
+
+def _unclaim(instance: str, state: int, *, interrupted: bool) -> None:
+    """Let go of the state file, which the supervisor has now; where there is none, nobody else would remove it."""
+    os.close(state)
+    if interrupted:
+        runfiles.release(instance)
 
 
 def _wrapper(generation: Path, instance: str) -> tuple[str, ...]:

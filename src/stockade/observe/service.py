@@ -159,8 +159,9 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
     name = spec.service.command[0]
     if service.failure is not None:
         raise ServiceError(
-            f"cannot run `{name}`: {service.failure}", hint="see that it can be run by hand, as the spec's user", log=log()
-        )
+            f"cannot run `{name}`: {service.failure}", hint="see that it can be run by hand, as the spec's user",
+            log=log(),
+        )  # fmt: skip
     status = service.status
     if isinstance(service, JailedService):
         if not must_stay(spec) or service.alive():
@@ -193,8 +194,8 @@ def _ended_hint(status: int, log: str) -> str:
     """What to do about a service that ended: success means that it was never meant to stay."""
     if status == 0:
         return (
-            "exercises by clients need a service that stays: give it the option that keeps it in the foreground, or, for "
-            "a command that ends by itself, give its exercises `where = \"inside\"` and leave `ready` out"
+            "exercises by clients need a service that stays: give it the option that keeps it in the foreground, or, "
+            "for a command that ends by itself, give its exercises `where = \"inside\"` and leave `ready` out"
         )
     return "its log says why" if log else "it wrote nothing; try it by hand"
 

@@ -154,19 +154,22 @@ class Tree:
         os.mkdir(work)
         _like(upper, os.stat(lower))
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        if self.ordinary:
-            self._stage(point, upper)
+        staged = self.ordinary and self._stage(point, upper)
         # overlayfs.rst: trusted.* attributes, which renaming a lower directory needs, are root's alone.
         options += ",userxattr" if self.ordinary else ",redirect_dir=on"
         try:
             mount("overlay", target, "overlay", sum(_FLAGS.get(flag, 0) for flag in flags), options)
         except OSError as error:
-            if point == "/" or error.errno in _NO_OVERLAY:
+            if point == "/" or staged or error.errno in _NO_OVERLAY:
                 raise OSError(error.errno, f"overlay: {os.strerror(error.errno or 0)}", point) from error
             self._bind(lower, target)
 
-    def _stage(self, point: str, upper: str) -> None:
-        """Write the seeds that lie below `point` into its upper layer, with the parents' modes of the host."""
+    def _stage(self, point: str, upper: str) -> bool:
+        """Write the seeds that lie below `point` into its upper layer, with the parents' modes of the host.
+
+        Whether there are any.
+        """
+        staged = False
         for seed in self.seeds:
             path = place(seed["path"])
             if not path.startswith(f"{point}/"):
@@ -181,6 +184,8 @@ class Tree:
                     if os.path.isdir(host):
                         _like(made, os.stat(host))
             plant({**seed, "path": f"{made}/{steps[-1]}"})
+            staged = True
+        return staged
 
     def _bind(self, source: str, target: str) -> None:
         if not os.path.lexists(target):

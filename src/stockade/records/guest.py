@@ -21,7 +21,8 @@ class Guest(_Record, frozen=True, kw_only=True):
 
     memory in bytes. `walls`: "vm" alone, or behind a jail, and with one inside. `uid`, `gid`: who UML runs as, outside.
     `address`: the guest's number in its links. `links`: names of guests that it has a wire to. `booted`: it has been
-    started before. `kernel`: path of the UML kernel, "" for the host's default.
+    started before. `record`: what is executed and typed in it is kept outside of it. `kernel`: path of the UML
+    kernel, "" for the host's default.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Guest(_Record, frozen=True, kw_only=True):
     created: float = 0.0
     booted: bool = False
     parent: str = ""
+    record: bool = False
 
 
 class Snapshot(_Record, frozen=True, kw_only=True):

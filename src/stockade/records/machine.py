@@ -8,7 +8,7 @@ from .report import Report
 
 
 class ImageReport(Report, frozen=True, kw_only=True, tag="image"):
-    """`stockade image inspect`: one image. `intact` tells whether its contents have the recorded digest, where asked."""
+    """`stockade image inspect`: one image. `intact`: whether its contents have the recorded digest, where asked."""
 
     image: Image
     disk_bytes: int

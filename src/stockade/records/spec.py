@@ -193,5 +193,6 @@ class Spec(_Record, frozen=True, kw_only=True):
     policy: Policy = Policy()
     secrets: dict[Name, Secret] = {}
     exercises: tuple[Exercise, ...] = ()
+    record: bool = False              # behind vm: what is executed and typed in the guest is kept outside of it
     locale: bool = False              # the locale set, beyond what was observed
     timezone: bool = True             # the host's time zone

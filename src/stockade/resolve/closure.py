@@ -83,7 +83,8 @@ def _named(collector: Collector) -> None:
     for pattern in spec.files.include:
         if collector.host.walk(pattern).error == "ELOOP":
             raise ResolveError(
-                f"`{pattern}` in `files.include` is a loop of symlinks", hint="mend the links, or name what they should lead to"
+                f"`{pattern}` in `files.include` is a loop of symlinks",
+                hint="mend the links, or name what they should lead to",
             )
         found = collector.include(pattern, "spec", f"`files.include` has {pattern}")
         if not found and not is_glob(pattern):

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import msgspec
 
 from stockade.records.lock import Lock
+from stockade.records.machine import MACHINE_REPORTS
 from stockade.records.report import REPORTS
 from stockade.records.spec import Spec
 from stockade.schema.remarks import remarks
@@ -23,7 +24,7 @@ __all__ = ["DOCUMENTS", "generate", "path", "write"]
 DOCUMENTS: dict[str, type[msgspec.Struct]] = {
     "spec": Spec,
     "lock": Lock,
-    **{str(report.__struct_config__.tag): report for report in REPORTS},
+    **{str(report.__struct_config__.tag): report for report in (*REPORTS, *MACHINE_REPORTS)},
 }
 """The record of each schema, by the schema's name."""
 

@@ -184,6 +184,18 @@ def _sizes(spec: Spec) -> Iterator[Problem]:
             yield Problem(place, f"{key(place)} must be above 0", "leave the key out for no limit")
 
 
+def _sizes_that_nothing_keeps(spec: Spec) -> Iterator[Problem]:
+    for path, directory in spec.directories.items():
+        for name in ("size", "inodes"):
+            if directory.kind != "tmpfs" and getattr(directory, name) is not None:
+                place = ("directories", path, name)
+                yield Problem(
+                    place, f"{key(place)} is only kept for a tmpfs, and this is a {directory.kind}",
+                    "`limits.file_size` limits each file; a volume with a size is a file system of its own, mounted at "
+                    "its place in `volumes/`",
+                )  # fmt: skip
+
+
 def _accounts(spec: Spec) -> Iterator[Problem]:
     for what, given in (("name", [account.name for account in spec.accounts]), ("uid", [a.uid for a in spec.accounts])):
         for value, count in Counter(given).items():
@@ -275,5 +287,6 @@ def _unknown(place: Place, what: str, name: str, known: Collection[str]) -> Prob
 
 RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _nul_bytes, _walls, _host_name, _signals, _capabilities, _system_calls, _devices, _network, _published,
-    _listening, _sizes, *pathrules.RULES, _accounts, _secrets, _references, _expressions, _exercises, _environment,
+    _listening, _sizes, _sizes_that_nothing_keeps, *pathrules.RULES, _accounts, _secrets, _references, _expressions,
+    _exercises, _environment,
 )  # fmt: skip

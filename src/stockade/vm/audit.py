@@ -19,7 +19,20 @@ __all__ = ["audit", "listening"]
 _DEFAULT_PASSWORDS = ("", "root", "toor", "password", "admin", "debian", "changeme", "123456", "uml", "ubuntu", "user")
 _LOCKED = ("*", "!", "x")
 #: Programs that Debian ships setuid and that a server without people working on it does without, and the way back.
-_TOOLS = ("gcc", "cc", "make", "gdb", "strace", "tcpdump", "nmap", "telnet", "ftp", "nc.traditional", "nc.openbsd", "socat")
+_TOOLS = (
+    "gcc",
+    "cc",
+    "make",
+    "gdb",
+    "strace",
+    "tcpdump",
+    "nmap",
+    "telnet",
+    "ftp",
+    "nc.traditional",
+    "nc.openbsd",
+    "socat",
+)
 _BASE_SERVICES = frozenset({
     "getty@tty1.service", "remote-fs.target", "e2scrub_reap.service", "systemd-pstore.service", "fstrim.timer",
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "procps", "hwclock.sh",
@@ -51,11 +64,12 @@ def _accounts(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -
         name, password, uid = line[0], line[1], line[2]
         if uid == "0" and name != "root":
             yield GuestFinding(code="second-root", severity="high", subject=name, seen=f"account `{name}` has uid 0",
-                               remedy=f"userdel {shlex.quote(name)}")  # fmt: skip
+                               remedy=f"userdel -f {shlex.quote(name)}")  # fmt: skip
         secret = hashes.get(name, "") if password == "x" else password
         if secret == "":
             yield GuestFinding(code="empty-password", severity="high", subject=name,
-                               seen=f"account `{name}` needs no password", remedy=f"passwd -l {shlex.quote(name)}")  # fmt: skip
+                               seen=f"account `{name}` needs no password",
+                               remedy=f"passwd -l {shlex.quote(name)}")  # fmt: skip
         elif not secret.startswith(_LOCKED):
             known = next((word for word in (*_DEFAULT_PASSWORDS, name) if _matches(word, secret)), None)
             if known is not None:
@@ -89,7 +103,7 @@ def _services(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -
         remedy = f"update-rc.d {quoted} disable" if manager == "sysv" else f"systemctl disable {quoted}"
         if name not in wanted and bare not in wanted:
             yield GuestFinding(code="service", severity="medium", subject=name,
-                               seen=f"`{name}` is started at boot ({manager}) and nobody asked for it", remedy=remedy)  # fmt: skip
+                               seen=f"`{name}` is started at boot ({manager}), unasked", remedy=remedy)  # fmt: skip
         if manager == "systemd" and name.endswith(".service") and name not in _BASE_SERVICES:
             text = next((found for place in _UNIT_PLACES if (found := system.text(f"{place}/{name}"))), "")
             user = _USER.search(text)
@@ -124,7 +138,8 @@ def _writable(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -
         if node.type == "directory" and node.mode & stat.S_ISVTX:
             continue
         yield GuestFinding(code="world-writable", severity="high" if node.type == "file" else "medium", subject=path,
-                           seen=f"everybody may write to `{path}`", remedy=f"chmod o-w {shlex.quote(path)}")  # fmt: skip
+                           seen=f"everybody may write to `{path}`",
+                           remedy=f"chmod o-w {shlex.quote(path)}")  # fmt: skip
 
 
 def _ssh(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
@@ -138,7 +153,9 @@ def _ssh(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Ite
         for key, bad in (("permitrootlogin", "yes"), ("permitemptypasswords", "yes")):
             if said.get(key) == bad:
                 drop = f"sed -i -E 's/^[[:space:]]*{key}[[:space:]].*/{key} no/I' /etc/ssh/sshd_config"
-                yield GuestFinding(code="sshd", severity="high", subject=key, seen=f"sshd has `{key} {bad}`", remedy=drop)
+                yield GuestFinding(
+                    code="sshd", severity="high", subject=key, seen=f"sshd has `{key} {bad}`", remedy=drop
+                )
 
 
 def _tools(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
@@ -209,7 +226,12 @@ def _paragraphs(text: str) -> Iterator[dict[str, str]]:
 
 
 def _names(relation: str) -> list[str]:
-    return [word.split("(")[0].split(":")[0].strip() for part in relation.split(",") for word in part.split("|") if word.strip()]
+    return [
+        word.split("(")[0].split(":")[0].strip()
+        for part in relation.split(",")
+        for word in part.split("|")
+        if word.strip()
+    ]
 
 
 def listening(tables: dict[str, str], published: Sequence[int]) -> list[GuestFinding]:

@@ -128,7 +128,9 @@ def packages(image: Path) -> dict[str, str]:
     with FileSystem(image) as system:
         text = system.text("/var/lib/dpkg/status")
     for paragraph in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and not line.startswith(" "))
+        fields = dict(
+            line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and not line.startswith(" ")
+        )
         if fields.get("Status", "").endswith(" installed"):
             found[fields.get("Package", "")] = fields.get("Version", "")
     return found

@@ -206,12 +206,13 @@ class Clients:
         raise RuntimeError("unknown request")
 
     def _wire(self, client: Client, peer: str) -> dict[str, Any]:
-        """The far end of the wire to `peer`, once more for each start of that guest."""
-        far = self._keeper.orders["far_ends"].get(peer)
-        if far is None:
+        """Both ends of the wire to `peer`, that guest's first, once more for each of its starts."""
+        orders = self._keeper.orders
+        if peer not in orders["far_ends"]:
             raise RuntimeError(f"there is no wire to `{peer}`")
+        ends = [int(orders["far_ends"][peer]), int(orders["wires"][orders["peers"].index(peer)])]
         client.socket.setblocking(True)
-        socket.send_fds(client.socket, [b"w"], [int(far)])
+        socket.send_fds(client.socket, [b"w"], ends)
         client.socket.setblocking(False)
         return {}
 

@@ -49,6 +49,7 @@ def words(
     dns: str = "",
     read_only: bool = False,
     wait: bool = False,
+    record: bool = False,
     disk: str = "disk.cow",
     base: str = "base",
 ) -> list[str]:
@@ -74,13 +75,14 @@ def words(
         found.append(f"lpj={lpj}")
     if start.has_line:
         found += [f"ssl0=fd:{LINE_FD},fd:{LINE_FD}", "stockade_line=/dev/ttyS0"]
-        found += [f"stockade_{key}={value}" for key, value in _settings(start, name, walls, dns, wait).items() if value]
+        settings = _settings(start, name, walls, dns, wait, record)
+        found += [f"stockade_{key}={value}" for key, value in settings.items() if value]
         found += [interface.setting(number) for number, interface in enumerate(interfaces)]
     found += [interface.device(number) for number, interface in enumerate(interfaces)]
     return found
 
 
-def _settings(start: ImageStart, name: str, walls: Sequence[str], dns: str, wait: bool) -> dict[str, str]:
+def _settings(start: ImageStart, name: str, walls: Sequence[str], dns: str, wait: bool, record: bool) -> dict[str, str]:
     inner = "jail" if walls[-1:] == ("jail",) and len(walls) > 1 else "vm"
     return {
         "hostname": name[:63],
@@ -93,4 +95,5 @@ def _settings(start: ImageStart, name: str, walls: Sequence[str], dns: str, wait
         "end": "1" if start.end else "",
         "wait": "1" if wait else "",
         "dns": dns,
+        "record": "1" if record else "",
     }

@@ -137,7 +137,9 @@ class Session:
         except TimeoutError:
             raise TimeoutError(f"the command in the guest said nothing for {timeout_s:g} s") from None
         if not data:
-            raise StateError("the guest ended while a command ran in it", hint="look at its console: `stockade guest console`")
+            raise StateError(
+                "the guest ended while a command ran in it", hint="look at its console: `stockade guest console`"
+            )
         found = []
         for kind, _, payload in self._reader.feed(data):
             if kind in (frames.STDOUT, frames.STDERR):
@@ -152,8 +154,8 @@ class Session:
 
 
 def execute(
-    name: str, argv: Sequence[str], *, input: bytes | IO[bytes] = b"", output: Callable[[int, bytes], object] | None = None,
-    timeout_s: float = 60.0, **more: Any,
+    name: str, argv: Sequence[str], *, input: bytes | IO[bytes] = b"",
+    output: Callable[[int, bytes], object] | None = None, timeout_s: float = 60.0, **more: Any,
 ) -> tuple[int, bytes, bytes]:  # fmt: skip
     """Run `argv` in the guest; returns status, standard output and error. `output` takes both as they come instead.
 

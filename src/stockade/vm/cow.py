@@ -97,9 +97,7 @@ def read(path: Path) -> Header:
 
 
 def _damaged(path: Path, why: str) -> StateError:
-    return StateError(
-        f"`{path}` is damaged: {why}", hint="restore a snapshot: `stockade snapshot list` shows them"
-    )
+    return StateError(f"`{path}` is damaged: {why}", hint="restore a snapshot: `stockade snapshot list` shows them")
 
 
 def check(path: Path, base: Path) -> Header:
@@ -117,7 +115,7 @@ def check(path: Path, base: Path) -> Header:
     if status.st_size != header.size or int(status.st_mtime) != header.mtime:
         raise StateError(
             f"`{base}` was changed after the copy-on-write file `{path}` was made for it",
-            hint="the disk cannot be used with it: `stockade image inspect --verify` tells whether the image is damaged",
+            hint="the disk cannot be used with it: `stockade image inspect --verify` tells about the image",
         )
     return header
 

@@ -91,8 +91,8 @@ def image_of_debian(
 
 
 def _bootstrap(suite: str, packages: Sequence[str], mirror: str, archive: Path) -> None:
-    command = ["mmdebstrap", "--mode=unshare", "--variant=minbase", "--quiet", "--dpkgopt=path-exclude=/usr/share/doc/*",
-               "--dpkgopt=path-exclude=/usr/share/man/*"]  # fmt: skip
+    command = ["mmdebstrap", "--mode=unshare", "--variant=minbase", "--quiet",
+               "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]  # fmt: skip
     if packages:
         command.append(f"--include={','.join(packages)}")
     command += [f"--customize-hook={line}" for line in _CLEANING]

@@ -50,7 +50,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def type(self) -> str:
-        """"file", "directory", "symlink" or "special"."""
+        """ "file", "directory", "symlink" or "special"."""
         kind = stat.S_IFMT(self.mode)
         names = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
         return names.get(kind, "special")
@@ -96,7 +96,7 @@ class FileSystem:
         features = struct.unpack_from("<I", block, 96)[0]
         if features & _UNKNOWN_FEATURES:
             raise StateError(
-                f"the file system in `{self._path}` has features that cannot be read: {features & _UNKNOWN_FEATURES:#x}",
+                f"the file system in `{self._path}` has unreadable features: {features & _UNKNOWN_FEATURES:#x}",
                 hint="make it with plain ext4",
             )
         shift = struct.unpack_from("<I", block, 24)[0]

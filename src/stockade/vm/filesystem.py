@@ -10,6 +10,8 @@ from pathlib import Path
 
 from stockade.errors import HostError, StateError
 
+from .ext4 import FileSystem
+
 __all__ = ["give", "make"]
 
 _TIMEOUT_S = 600
@@ -36,7 +38,8 @@ def make(tree: Path, target: Path, *, name: str, size: int | None = None) -> Non
     command = [
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", _FEATURES, "-L", name[:16], "-U", seed,
         "-N", str(entries + entries // 4 + 1024), "-J", "size=4",
-        "-E", f"hash_seed={seed},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0", "-d", os.fspath(tree),
+        "-E", f"hash_seed={seed},lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0",
+        "-d", os.fspath(tree),
         os.fspath(target), str(wanted // 4096),
     ]  # fmt: skip
     environment = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "E2FSPROGS_FAKE_TIME": when, "SOURCE_DATE_EPOCH": when,
@@ -54,6 +57,15 @@ def make(tree: Path, target: Path, *, name: str, size: int | None = None) -> Non
             f"no file system of {wanted // _MEGABYTE} MB could be made of `{tree}`: {done.stderr.strip()}",
             hint="give a larger `--size`, or make room on the host's disk",
         )
+    _same_times(target, when)
+
+
+def _same_times(image: Path, when: str) -> None:
+    """mke2fs(8) copies times that no tree can be given, of the last change, or that it changes as it reads."""
+    with FileSystem(image) as system:
+        inodes = sorted({2, *(node.inode for _, node in system.walk())})
+    lines = [f"set_inode_field <{inode}> {field} @{when}" for inode in inodes for field in ("atime", "ctime")]
+    _change(image, lines, "times", when)
 
 
 def give(image: Path, owners: Mapping[str, tuple[int, int]]) -> None:
@@ -63,7 +75,11 @@ def give(image: Path, owners: Mapping[str, tuple[int, int]]) -> None:
         if any(character in path for character in '"\n\\'):
             raise StateError(f"`{path}` cannot be given an owner", hint="give it a plain name")
         lines += [f'set_inode_field "{path}" uid {uid}', f'set_inode_field "{path}" gid {gid}']
-    when = os.environ.get("SOURCE_DATE_EPOCH", str(TIME))
+    _change(image, lines, "owners", os.environ.get("SOURCE_DATE_EPOCH", str(TIME)))
+
+
+def _change(image: Path, lines: list[str], what: str, when: str) -> None:
+    """Carry out commands of debugfs(8). StateError for the first thing that it says against one."""
     done = subprocess.run(
         ["debugfs", "-w", "-f", "/dev/stdin", os.fspath(image)], input="\n".join(lines) + "\n", capture_output=True,
         text=True, errors="replace", timeout=_TIMEOUT_S, check=False,
@@ -72,7 +88,7 @@ def give(image: Path, owners: Mapping[str, tuple[int, int]]) -> None:
     # debugfs(8) always ends with 0; what went wrong is on its standard error, below its own name and version.
     wrong = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs ")]
     if wrong:
-        raise StateError(f"owners could not be written into `{image}`: {wrong[0]}")
+        raise StateError(f"{what} could not be written into `{image}`: {wrong[0]}")
 
 
 def _measure(tree: Path) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class Helpers:
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
 
     def pids(self) -> list[int]:
         """Their process ids."""
@@ -50,11 +50,17 @@ class Helpers:
                 self._alive()
                 return os.readlink(f"/proc/{self.pids()[-1]}/ns/net") != os.readlink("/proc/self/ns/net")
             elif "request" in step:
-                _request(step["api"], step["request"])
+                self._alive()
+                try:
+                    _request(step["api"], step["request"])
+                except ConnectionRefusedError:  # bound, and not listened on yet
+                    return False
         except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
             self._errors.seek(0)
             text = self._errors.read(4096).decode("utf-8", "replace").strip()
-            raise RuntimeError(f"the guest's network could not be made: {error}" + (f": {text}" if text else "")) from error
+            raise RuntimeError(
+                f"the guest's network could not be made: {error}" + (f": {text}" if text else "")
+            ) from error
         return True
 
     def wait(self, steps: list[dict[str, Any]]) -> None:

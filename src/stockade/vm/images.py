@@ -105,7 +105,9 @@ def add(name: str, fill: Callable[[Path], Image]) -> Image:
         (fresh / "image.json").write_bytes(msgspec.json.format(msgspec.json.encode(image), indent=2) + b"\n")
         os.rename(fresh, store / name)
     except FileExistsError as error:
-        raise StateError(f"there is an image `{name}` already", hint=f"`stockade image rm {name}` removes it") from error
+        raise StateError(
+            f"there is an image `{name}` already", hint=f"`stockade image rm {name}` removes it"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return image
@@ -227,7 +229,10 @@ def _zstd(source: Path) -> Iterator[bytes]:
     if shutil.which("zstd") is None:
         raise HostError("`zstd` is not installed", hint="`apt-get install zstd`")
     process = subprocess.Popen(
-        ["zstd", "-dcq", "--", os.fspath(source)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ["zstd", "-dcq", "--", os.fspath(source)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     try:
@@ -308,5 +313,3 @@ def remove(name: str, users: list[str]) -> None:
     gone = places.images() / f".new-0-{name}"
     os.rename(places.images() / name, gone)
     shutil.rmtree(gone)
-
-

@@ -23,7 +23,7 @@ from .start import stop
 
 __all__ = ["changes_of", "clones", "evidence", "freeze", "restore", "thaw"]
 
-_RECORDS = ("guest.json", "console.log", "console.log.1", "uml.log", "keeper.log", "last.json")
+_RECORDS = ("guest.json", "console.log", "console.log.1", "uml.log", "keeper.log", "last.json", "record.log")
 _MAPS_MOST = 64 << 20
 #: The kernel begins to sync at once and does not say when it is done.
 _SYNC_S = 0.2

@@ -64,7 +64,8 @@ def image_of_jail(jail: str, name: str, *, size: int | None = None, ports: bool 
         ],
         copies={f"{_VOLUMES}/{found.volume}": unescape(found.path) for found in volumes},
         directories=[
-            *(staging.Owned(path=unescape(found.path), mode=found.mode, uid=found.uid, gid=found.gid) for found in volumes),
+            *(staging.Owned(path=unescape(found.path), mode=found.mode, uid=found.uid, gid=found.gid)
+              for found in volumes),
             *(staging.Owned(path=f"{_VOLUMES}/{found.volume}", mode=found.mode, uid=inner_root + found.uid,
                             gid=inner_gid + found.gid) for found in volumes),
         ],
@@ -83,9 +84,7 @@ def _inner_plan(spec: Spec, lock: Lock, generation: Path) -> LaunchPlan:
     network = msgspec.structs.replace(spec.network, mode="host", publish=(), egress=False)
     inside = msgspec.structs.replace(spec, walls=("jail",), policy=policy, network=network)
     hidden = Filesystem(type="tmpfs", target=staging.HOME, options=("nr_inodes=1", "mode=0"), writable=False)
-    plan = compile_plan(
-        inside, lock, generation=generation, volumes=Path(_VOLUMES), ids=_INNER, extra=(hidden,)
-    )
+    plan = compile_plan(inside, lock, generation=generation, volumes=Path(_VOLUMES), ids=_INNER, extra=(hidden,))
     return msgspec.structs.replace(plan, root="/")
 
 
@@ -104,5 +103,3 @@ def _is_own(step: MountStep) -> bool:
         return False
     path = step.path if isinstance(step, (MakeDirectory, MakeSymlink)) else step.target
     return not path.startswith(("/dev", "/proc", staging.HOME))
-
-

@@ -1,7 +1,7 @@
 """The process that keeps one guest: starts UML, holds its console and serial line, serves clients, cleans up.
 
 Started by `start.py` with its orders as JSON on standard input; says what happens in lines of JSON on its standard
-output. When it ends, for whatever reason, the guest ends: UML is the first process of a pid namespace that dies with it.
+output. When it ends, the guest ends: UML is the first process of a pid namespace and dies with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .clients import Clients
 from .consolelog import ConsoleLog
 from .helpers import Helpers
 from .mconsole import Console
+from .record import Record
 from .spawn import Machine, start_machine
 
 __all__ = ["Keeper", "main"]
@@ -44,6 +45,7 @@ class Keeper:
         self.status: int | None = None
         self.fault = ""
         self.log = ConsoleLog(orders["log"], orders["log_bytes"])
+        self.record = Record(orders["record"], orders["record_bytes"]) if orders["record"] else None
         self._reader = frames.Reader()
         self._line_out = bytearray()
         self._room = frames.LINE_MOST
@@ -72,8 +74,6 @@ class Keeper:
         self.machine = start_machine(self.orders, given)
         for item in self._given:
             item.close()
-        for wire in wires:
-            os.close(wire)
         self.say(started=self.machine.pid)
         self.selector.register(self.console, selectors.EVENT_READ, self._read_console)
         self.selector.register(self.line, selectors.EVENT_READ, self._line_event)
@@ -101,6 +101,8 @@ class Keeper:
             self.machine.kill()
         self.helpers.end()
         self.log.close()
+        if self.record is not None:
+            self.record.close()
         last = {"ended": time.time(), "status": self.status, "cause": self._cause(), "fault": self.fault}
         with contextlib.suppress(OSError), open(self.orders["last"], "w", encoding="utf-8") as file:
             json.dump(last, file)
@@ -189,6 +191,8 @@ class Keeper:
         for kind, session, payload in self._reader.feed(data):
             if kind == frames.READY:
                 self._is_ready()
+            elif kind == frames.RECORD:
+                self._take_record(session, payload)
             elif kind == frames.TAKEN:
                 self._room = min(frames.LINE_MOST, self._room + frames.number(payload))
                 self._flush()
@@ -204,6 +208,19 @@ class Keeper:
                 self.say(failed=self.fault)
             else:
                 self.clients.frame(kind, session, payload)
+
+    def _take_record(self, session: int, payload: bytes) -> None:
+        """Keep what the guest's kernel tells. A guest whose doings cannot be kept does nothing more."""
+        if self.record is None:
+            return
+        try:
+            self.record.take(payload, more=session == 1)
+            whole = not self.record.full
+        except OSError:
+            whole = False
+        if not whole and not self.frozen:
+            self.say(note="the record of the guest is full: it is frozen")
+            self.freeze()
 
     def _is_ready(self) -> None:
         self._connect()
@@ -299,5 +316,3 @@ def main() -> None:
         keeper.say(failed=keeper.fault)
     finally:
         keeper.finish()
-
-

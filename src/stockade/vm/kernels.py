@@ -70,7 +70,8 @@ def find(path: str = "") -> Kernel:
         kernel = _examine(os.path.realpath(path))
         if kernel is None:
             raise HostError(
-                f"`{path}` is no User-Mode Linux kernel that runs here", hint="`stockade doctor` lists those of this host"
+                f"`{path}` is no User-Mode Linux kernel that runs here",
+                hint="`stockade doctor` lists those of this host",
             )
         return kernel
     kernels = known() or [kernel for kernel in [_examine(shutil.which("linux.uml") or "")] if kernel is not None]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import msgspec
 
 from stockade import places
 from stockade.errors import StateError, UsageError
+from stockade.kernel.libc import syscall
 from stockade.records.guest import GuestState
 from stockade.records.image import Image
 
@@ -20,6 +23,8 @@ from . import control, cow, images, snapshots, sparse, store
 
 __all__ = ["check_walls", "flatten", "held_memory", "link", "state"]
 
+_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_VM = 1
 _WALLS = (("vm",), ("jail", "vm"), ("jail", "vm", "jail"), ("vm", "jail"))
 
 
@@ -52,12 +57,26 @@ def state(name: str) -> GuestState:
 
 
 def held_memory(processes: Sequence[int]) -> int:
-    """Bytes that processes hold on the host, what they share counted once: Pss of proc(5)."""
+    """Bytes that processes hold on the host, what they share counted once: Pss of proc(5), of each address space."""
     total = 0
+    counted: list[int] = []
     for pid in processes:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii", errors="replace") as file:
-            total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/smaps_rollup", encoding="ascii", errors="replace") as file,
+        ):
+            held = sum(int(line.split()[1]) for line in file if line.startswith("Pss:")) << 10
+            # UML's helpers are processes that share its memory, and each has all of it as its own.
+            if not any(_same_memory(pid, other) for other in counted):
+                counted.append(pid)
+                total += held
     return total
+
+
+def _same_memory(one: int, other: int) -> bool:
+    """kcmp(2): whether two processes have one address space."""
+    arguments = (ctypes.c_int(one), ctypes.c_int(other), ctypes.c_int(_KCMP_VM), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    return syscall(_KCMP[platform.machine()], *arguments) == 0
 
 
 def link(one: str, other: str) -> None:

@@ -9,6 +9,8 @@ no guest is to reach.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import socket
@@ -56,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wires(msgspec.Struct, frozen=True, kw_only=True):
-    """Wires to other guests: this guest's ends, and the far ends that its keeper holds for those guests."""
+    """Wires to other guests, in the order of the guest's links: its own ends, and the others' by name."""
 
     interfaces: tuple[Interface, ...] = ()
     near: list[int] = []
@@ -169,18 +171,19 @@ def _listen(published: Published) -> socket.socket:
 
 
 def wires(guest: Guest) -> Wires:
-    """Ends of the wires to the guests that this one is linked with: whoever starts first makes a wire and keeps both.
+    """Ends of the wires to the guests that this one is linked with.
 
-    Both guests know each other by addresses that come from their names' order.
+    Whoever starts first makes a wire, and every keeper holds both ends of its guest's wires: so either guest can be
+    started again while the other goes on.
     """
     interfaces, near, far = [], [], {}
     for number, peer in enumerate(guest.links):
-        mine = _far_end(peer, guest.name)
-        if mine is None:
+        ends = _kept_ends(peer, guest.name)
+        if ends is None:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            mine, other = pair[0].detach(), pair[1].detach()
-            far[peer] = other
-        near.append(mine)
+            ends = pair[0].detach(), pair[1].detach()
+        near.append(ends[0])
+        far[peer] = ends[1]
         interfaces.append(
             Interface(transport=f"fd,fd={FIRST_WIRE_FD + number}", address=wire_address(guest.name, peer), mtu=1500)
         )
@@ -189,23 +192,21 @@ def wires(guest: Guest) -> Wires:
 
 def wire_address(name: str, peer: str) -> str:
     """The address of guest `name` on its wire to `peer`: a network of four addresses that only the two have."""
-    import hashlib
-
     low, high = sorted((name, peer))
     number = int(hashlib.sha256(f"{low} {high}".encode()).hexdigest()[:4], 16) & 0x3FFF
     host = number * 4 + (1 if name == low else 2)
     return f"{_WIRE_NETWORK}.{host >> 8}.{host & 255}/30"
 
 
-def _far_end(peer: str, name: str) -> int | None:
-    """The end that the running guest `peer` keeps for this one; None where it does not run or has none."""
+def _kept_ends(peer: str, name: str) -> tuple[int, int] | None:
+    """This guest's end and the other's of the wire that the running guest `peer` has; None where there is none."""
     try:
         connection = control.connect(peer)
     except StateError:
         return None
     with connection:
-        connection.sendall(b'{"do": "wire", "peer": "%s"}\n' % name.encode())
-        data, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        if data != b"w" or not descriptors:
+        connection.sendall(json.dumps({"do": "wire", "peer": name}).encode() + b"\n")
+        data, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+        if data != b"w" or len(descriptors) != 2:
             return None
-        return descriptors[0]
+        return descriptors[0], descriptors[1]

@@ -19,7 +19,19 @@ from stockade.records.guest import Guest, Snapshot
 
 from . import archive, control, cow, images, sparse, store
 
-__all__ = ["checked", "clone", "create", "export", "held", "import_", "latest_good", "load", "names", "remove", "restore"]
+__all__ = [
+    "checked",
+    "clone",
+    "create",
+    "export",
+    "held",
+    "import_",
+    "latest_good",
+    "load",
+    "names",
+    "remove",
+    "restore",
+]
 
 _EXPORTED = ("snapshot.json", "disk.cow")
 _SYNC_S = 20.0
@@ -180,7 +192,7 @@ def import_(source: Path, guest: str, *, name: str = "") -> Snapshot:
     """
     store.check_name(guest)
     places.guests().mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-import-", dir=places.guests()))
+    scratch = Path(tempfile.mkdtemp(prefix=".import-", dir=places.guests()))
     try:
         if set(archive.unpack(source, scratch, _EXPORTED)) != set(_EXPORTED):
             raise StateError(f"`{source}` is no exported snapshot", hint="`stockade snapshot export` writes them")
@@ -206,5 +218,3 @@ def import_(source: Path, guest: str, *, name: str = "") -> Snapshot:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return snapshot
-
-

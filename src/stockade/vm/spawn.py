@@ -29,7 +29,7 @@ _personality = function("personality", ctypes.c_ulong)
 
 
 class Machine:
-    """A running UML. `pid` is that of its first process outside, `watch` a descriptor that wakes when it may have ended."""
+    """A running UML. `pid`: its first process, outside; `watch`: a descriptor that wakes when it may have ended."""
 
     def __init__(self, pid: int, watch: int, *, leash: int | None = None, init: int | None = None) -> None:
         self.pid = init if init is not None else pid
@@ -205,5 +205,3 @@ def _become(orders: dict[str, Any], high: list[int], go: int, root: bool) -> NoR
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(125)
-
-

@@ -52,9 +52,9 @@ def image_of(
 ) -> Image:  # fmt: skip
     """Make the image `name` of the directory `tree`, as its owner sees it; `image` says the rest.
 
-    `copies` are directories of the tree to have once more elsewhere, by target. Times are all the same, so that the same tree
-    gives the same image. `owners` are those of its paths but root's, for a caller with a single id: on disk all is that
-    one's then. Errors as the file system has them.
+    `copies` are directories of the tree to have once more elsewhere, by target. Times are all the same, so that the
+    same tree gives the same image. `owners` are those of its paths but root's, for a caller with a single id: on disk
+    all is that one's then. Errors as the file system has them.
     """
     wanted = [*additions, *_guest_files()] if with_init else list(additions)
     ids = None if os.geteuid() == 0 else userns.subordinate() or userns.Single(uid=0, gid=0)

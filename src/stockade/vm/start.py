@@ -22,11 +22,12 @@ from stockade.errors import StateError
 from stockade.records.guest import Guest
 from stockade.records.image import Image
 
-from . import commandline, control, cow, kernels, network, store, walls
+from . import commandline, control, cow, kernels, network, record, store, walls
 
 __all__ = ["Started", "start", "stop"]
 
 _LOG_BYTES = 8 << 20
+_RECORD_BYTES = 256 << 20
 _READY_S = 20.0
 _STOP_S = 20.0
 _KILL_S = 10.0
@@ -81,7 +82,9 @@ class Started:
                 self.kill()
                 raise self._failed(f"it was not up after {timeout_s:g} s") from None
             if event is None or "failed" in event or "ended" in event:
-                why = str(event.get("failed") or event.get("fault") or "it ended early") if event else "its keeper ended"
+                why = (
+                    str(event.get("failed") or event.get("fault") or "it ended early") if event else "its keeper ended"
+                )
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._keeper.wait(_KILL_S)
                 self.kill()
@@ -141,7 +144,9 @@ def start(
     kernel = kernels.find(guest.kernel)
     machine = store.machine(guest.name)
     place = places.guest(guest.name)
-    with store.locked(guest.name, running=f"`stockade guest exec {guest.name} -- COMMAND` runs a command in it") as lock:
+    with store.locked(
+        guest.name, running=f"`stockade guest exec {guest.name} -- COMMAND` runs a command in it"
+    ) as lock:
         cow.check(store.disk(guest.name), machine / "base")
         base = (machine / "base").stat()
         if (base.st_size, int(base.st_mtime)) != (image.size, image.mtime):
@@ -160,21 +165,28 @@ def start(
         wall = walls.around(guest, kernel, machine)
         leash_reader, leash_writer = os.pipe() if leash else (None, None)
         orders = {
+            "record": os.fspath(place / record.NAME) if guest.record else "", "record_bytes": _RECORD_BYTES,
             "machine": os.fspath(machine), "run": os.fspath(run), "log": os.fspath(place / "console.log"),
             "log_bytes": _LOG_BYTES, "last": os.fspath(place / "last.json"), "output": os.fspath(place / "uml.log"),
             "uid": guest.uid, "gid": guest.gid, "cpu": choose_cpu(guest.name), "line": image.start.has_line,
-            "stop_s": image.start.stop_ms / 1000 + 2.0, "leash": leash_reader, "helpers": plan.helpers, "late": plan.late,
-            "wires": links.near, "far_ends": links.far, **wall.orders,
+            "stop_s": image.start.stop_ms / 1000 + 2.0,
+            "leash": leash_reader, "helpers": plan.helpers, "late": plan.late,
+            "wires": links.near, "far_ends": links.far, "peers": list(guest.links), **wall.orders,
             "argv": [
                 wall.kernel,
                 *commandline.words(
-                    kernel, name=guest.name, memory=guest.memory, lpj=kernels.loops_per_jiffy(kernel), start=image.start,
+                    kernel, name=guest.name, memory=guest.memory, lpj=kernels.loops_per_jiffy(kernel),
+                    start=image.start,
                     walls=guest.walls, interfaces=(*plan.interfaces, *links.interfaces), dns=plan.dns,
-                    read_only=read_only, wait=wait,
+                    read_only=read_only, wait=wait, record=guest.record,
                 ),
             ],
         }  # fmt: skip
-        passed = [number for number in (lock, leash_reader, *links.near, *links.far.values(), *plan.inherit) if number is not None]
+        passed = [
+            number
+            for number in (lock, leash_reader, *links.near, *links.far.values(), *plan.inherit)
+            if number is not None
+        ]
         started = Started(guest.name, _spawn_keeper(orders, passed, place / "keeper.log"), leash_writer)
         for number in (leash_reader, *links.near, *links.far.values(), *plan.inherit):
             if number is not None:
@@ -236,7 +248,8 @@ def log_tail(name: str, lines: int = 12) -> str:
 def stop(name: str, *, timeout_s: float | None = None, kill: bool = False) -> dict[str, Any]:
     """End a guest: its PID 1 is told to, after `timeout_s` the kernel is halted, then its processes are ended.
 
-    `kill`: its processes are ended at once. Returns what the keeper says last: "status" of the service, "cause". StateError when it does not run.
+    `kill`: its processes are ended at once. Returns what the keeper says last: "status" of the service, "cause".
+    StateError when it does not run.
     """
     limit = _STOP_S if timeout_s is None else timeout_s
     with control.connect(name) as connection:
@@ -257,4 +270,3 @@ def _await_unlocked(name: str) -> None:
                 return
         except StateError:
             time.sleep(0.005)
-

@@ -123,9 +123,7 @@ def new_disk(image: Image, directory: Path, uid: int, gid: int) -> None:
             os.chown(path, uid, gid)
 
 
-def create(
-    name: str, image: Image, *, disk_from: Path | None = None, parent: str = "", **settings: object
-) -> Guest:
+def create(name: str, image: Image, *, disk_from: Path | None = None, parent: str = "", **settings: object) -> Guest:
     """Make a guest of `image`, with a disk as new or as a copy of `disk_from`; `settings` are fields of its record.
 
     StateError when there is one of that name. It appears whole or not at all.

@@ -71,6 +71,7 @@ def pull(guest: str, path: str, target: Path) -> int:
 
 def _fetch(guest: str, path: str, descriptor: int, mode: int) -> None:
     with open(descriptor, "wb", buffering=0) as file:
+
         def take(stream: int, data: bytes) -> None:
             if stream == 1:
                 file.write(data)

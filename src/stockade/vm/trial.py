@@ -31,8 +31,9 @@ _SETTLE_S = 30.0
 
 
 def trial(
-    guest: str, commands: Sequence[Sequence[str]], *, exercises: Sequence[str] = (), inside: Sequence[Sequence[str]] = (),
-    commit: bool = False, network: str = "nat", timeout_s: float = 1800.0, snapshot: str = "",
+    guest: str, commands: Sequence[Sequence[str]], *, exercises: Sequence[str] = (),
+    inside: Sequence[Sequence[str]] = (), commit: bool = False, network: str = "nat",
+    timeout_s: float = 1800.0, snapshot: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> TrialReport:  # fmt: skip
     """Run `commands` as root in a clone of `guest`, then the exercises, and compare its disk with what it was.

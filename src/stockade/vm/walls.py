@@ -1,4 +1,4 @@
-"""What stands around UML: another user and a pid namespace, or a whole jail that Stockade builds for it like any other."""
+"""What stands around UML: another user and a pid namespace, or a jail that Stockade builds for it like any other."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
         name=JAIL,
         description="User-Mode Linux: each guest's kernel, an ordinary process",
         service=Service(
-            command=(kernel.path,), user="uml", group="1", directory=PLACE, environment={"TMPDIR": _MEMORY, "HOME": PLACE}
+            command=(kernel.path,),
+            user="uml",
+            group="1",
+            directory=PLACE,
+            environment={"TMPDIR": _MEMORY, "HOME": PLACE},
         ),
         files=Files(include=(kernel.path,)),
         accounts=(Account(name="uml", uid=1, home=PLACE, shell="/usr/sbin/nologin"),),
@@ -66,9 +70,7 @@ def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
             PLACE: Directory(kind="fixed"),
             _MEMORY: Directory(mode="0700", owner="uml:1", size=f"{(memory + _OVERHEAD) >> 20}M", inodes=64),
         },
-        policy=Policy(
-            capabilities=(), syscalls=Syscalls(preset="default"), devices=("null",), proc="none"
-        ),
+        policy=Policy(capabilities=(), syscalls=Syscalls(preset="default"), devices=("null",), proc="none"),
         limits=Limits(memory=f"{(memory + _OVERHEAD) >> 20}M", processes=GUEST_PIDS + _OWN_PROCESSES),
         timezone=False,
     )
@@ -77,9 +79,7 @@ def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
 def jail_of(kernel: Kernel) -> tuple[Path, Lock]:
     """The current generation of the kernel's jail and its lock; StateError where it was not built for this kernel."""
     if not is_built(kernel):
-        raise StateError(
-            f"the jail around `{kernel.path}` is not built", hint="`stockade guest prepare` builds it"
-        )
+        raise StateError(f"the jail around `{kernel.path}` is not built", hint="`stockade guest prepare` builds it")
     generation = Path(os.path.realpath(places.jail(JAIL) / "current"))
     return generation, msgspec.json.decode((generation / "lock.json").read_bytes(), type=Lock)
 

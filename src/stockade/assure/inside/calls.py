@@ -10,7 +10,11 @@ from typing import Any
 
 from .results import Result, held, reached
 
-__all__ = ["Kernel", "attempt", "error_name", "opening"]
+__all__ = ["CAPABILITY_VERSION", "Kernel", "attempt", "capability_sets", "error_name", "opening"]
+
+# include/uapi/linux/capability.h and prctl.h
+CAPABILITY_VERSION = 0x20080522
+_PR_CAPBSET_READ, _PR_CAP_AMBIENT, _AMBIENT_IS_SET = 23, 47, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -82,3 +86,21 @@ def opening(path: str, flags: int = os.O_RDONLY, *, read: int = 0) -> tuple[str,
         return "", b""
     finally:
         os.close(descriptor)
+
+
+def capability_sets(call: Kernel) -> dict[str, int]:
+    """The five sets of this process as masks."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    data = (ctypes.c_uint32 * 6)()
+    call("capget", header, data)
+    bounding = ambient = 0
+    for number in range(64):
+        held_bit, error = call("prctl", _PR_CAPBSET_READ, number, 0, 0, 0)
+        if error:
+            break
+        bounding |= (held_bit & 1) << number
+        ambient |= (call("prctl", _PR_CAP_AMBIENT, _AMBIENT_IS_SET, number, 0, 0)[0] & 1) << number
+    return {
+        "effective": data[0] | data[3] << 32, "permitted": data[1] | data[4] << 32,
+        "inheritable": data[2] | data[5] << 32, "bounding": bounding, "ambient": ambient,
+    }  # fmt: skip

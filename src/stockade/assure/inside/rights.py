@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import subprocess
 
-from .calls import attempt, error_name, opening
+from .calls import CAPABILITY_VERSION, attempt, capability_sets, error_name, opening
 from .results import Result, held, reached, skipped, worst
 from .world import World
 
 __all__ = ["PROBES"]
 
-# include/uapi/linux/prctl.h, sched.h, keyctl.h, capability.h, personality.h
-_PR_CAPBSET_READ, _PR_GET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _AMBIENT_IS_SET = 23, 39, 47, 1
+# include/uapi/linux/prctl.h, sched.h, keyctl.h, personality.h
+_PR_GET_NO_NEW_PRIVS = 39
 _CLONE_NEWUSER, _SIGCHLD = 0x10000000, 17
 _GET_KEYRING_ID, _SESSION_KEYRING, _PROCESS_KEYRING = 0, -3, -2
-_CAPABILITY_VERSION = 0x20080522
 _NO_RANDOMIZE = 0x0040000
 
-
-def capability_sets(world: World) -> dict[str, int]:
-    """The five sets of this process as masks."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    data = (ctypes.c_uint32 * 6)()
-    world.call("capget", header, data)
-    bounding = ambient = 0
-    for number in range(64):
-        held_bit, error = world.call("prctl", _PR_CAPBSET_READ, number, 0, 0, 0)
-        if error:
-            break
-        bounding |= (held_bit & 1) << number
-        ambient |= (world.call("prctl", _PR_CAP_AMBIENT, _AMBIENT_IS_SET, number, 0, 0)[0] & 1) << number
-    return {
-        "effective": data[0] | data[3] << 32, "permitted": data[1] | data[4] << 32,
-        "inheritable": data[2] | data[5] << 32, "bounding": bounding, "ambient": ambient,
-    }  # fmt: skip
-
-
-_REPORT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.helper import main; main(sys.argv[2])"
+_REPORT = "import sys; sys.path.insert(0, sys.argv[1]); from inside.helper import main; main(*sys.argv[2:])"
 
 
 def _helper(world: World, name: str) -> tuple[int, int] | str:
@@ -48,15 +27,15 @@ def _helper(world: World, name: str) -> tuple[int, int] | str:
     if helper is None:
         return "the helper cannot be made here: the caller has one id only"
     program = [f"{world.tree}/{helper}", *world.request["python"][1:], "-I", "-S", "-B", "-c", _REPORT]
-    command = [*program, world.tree, world.request["path"]]
+    command = [*program, world.tree, *(str(world.call.numbers[name]) for name in ("capget", "prctl"))]
     try:
         done = subprocess.run(command, capture_output=True, timeout=5, check=False)
     except OSError as error:
         return f"exec: {error_name(error.errno or 0)}"
     if done.returncode != 0:
         return f"exec: {done.stderr.decode(errors='replace').strip()[-120:]}"
-    uid, permitted = json.loads(done.stdout)
-    return uid, permitted
+    uid, permitted = done.stdout.split()
+    return int(uid), int(permitted)
 
 
 def setuid_helper(world: World) -> Result:
@@ -71,7 +50,7 @@ def setuid_helper(world: World) -> Result:
 
 
 def capability_helper(world: World) -> Result:
-    own = capability_sets(world)["permitted"]
+    own = capability_sets(world.call)["permitted"]
     answer = _helper(world, "capable")
     if isinstance(answer, str):
         return held(answer) if answer.startswith("exec") else skipped(answer)
@@ -83,7 +62,7 @@ def capability_helper(world: World) -> Result:
 
 def no_new_privileges(world: World) -> Result:
     value, _ = world.call("prctl", _PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-    bounding = capability_sets(world)["bounding"] & ~world.request["granted"]
+    bounding = capability_sets(world.call)["bounding"] & ~world.request["granted"]
     more = reached(f"the bounding set holds {bounding:#x} beyond the policy")
     return worst([
         held("no_new_privs is set") if value == 1 else reached("no_new_privs is not set"),
@@ -92,7 +71,7 @@ def no_new_privileges(world: World) -> Result:
 
 
 def passed_on_sets(world: World) -> Result:
-    sets = capability_sets(world)
+    sets = capability_sets(world.call)
     allowed = world.request["granted"] if os.geteuid() != 0 else 0
     more = {name: sets[name] & ~allowed for name in ("inheritable", "ambient") if sets[name] & ~allowed}
     if more:
@@ -140,7 +119,7 @@ def personality(world: World) -> Result:
 def root_without_capabilities(world: World) -> Result:
     if os.geteuid() != 0:
         return skipped("not uid 0")
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     world.call("capset", header, (ctypes.c_uint32 * 6)())
     error, _ = opening("/proc/sys/kernel/core_pattern", os.O_WRONLY)
     if error:

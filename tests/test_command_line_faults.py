@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faultbench import LIMIT_S, NAME, SPEC, Bench, adopting, errors
+from faultbench import LIMIT_S, NAME, SOURCE, SPEC, Bench, adopting, errors
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="views and jails with ids of their own are root's: run it as root"),
@@ -91,10 +93,10 @@ def faulty_programs(place: Path) -> dict[str, tuple[str, str, str]]:
         "a loop": (f"{place}/loop", f"the command `{place}/loop` is a loop of symlinks", "name the program itself"),
         "not executable": (plain, f"the command `{plain}` is not executable", f"`chmod +x {plain}`"),
         "no interpreter": (
-            script, f"cannot run `{script}`: its interpreter `/opt/none/interpreter` is missing", "/opt/none/interpreter",
+            script, f"cannot run `{script}`: its interpreter `/opt/none/interpreter` is missing", "install the package",
         ),
         "no interpreter below": (
-            nested, f"cannot run `{script}`: its interpreter `/opt/none/interpreter` is missing", "/opt/none/interpreter",
+            nested, f"cannot run `{script}`: its interpreter `/opt/none/interpreter` is missing", "install the package",
         ),
         "no interpreter by env": (
             env, f"cannot run `{env}`: its interpreter `no-such-interpreter` is missing", "no-such-interpreter",
@@ -103,7 +105,10 @@ def faulty_programs(place: Path) -> dict[str, tuple[str, str, str]]:
     }  # fmt: skip
 
 
-FAULTS = tuple(faulty_programs(Path(tempfile.mkdtemp())))
+FAULTS = (
+    "missing", "not on PATH", "a directory", "a loop", "not executable", "no interpreter", "no interpreter below",
+    "no interpreter by env", "damaged ELF",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [(), ("--no-observe",)], ids=["observed", "unobserved"])
@@ -230,14 +235,12 @@ def test_mistake_in_a_spec_is_told_with_its_line(bench: Bench, mistake: str) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    place, _, message = error.removeprefix("error: ").partition(": ")
-    path, _, line = place.rpartition(":")
+    place = re.fullmatch(r"error: (.+?):(\d+)(?::\d+)?: .*", error)
+    assert place is not None
+    path, number = place.groups()
     assert path == str(bench.spec)
-    lines = text.splitlines()
-    assert wrong.splitlines()[-1 if wrong.startswith("command") else 0] in lines[int(line) - 1] or any(
-        part in lines[int(line) - 1] for part in wrong.splitlines()
-    )
-    assert said in error or said in message
+    assert any(part in text.splitlines()[int(number) - 1] for part in wrong.splitlines())
+    assert said in error
 
 
 def test_spec_that_is_no_text_is_refused_as_a_spec(bench: Bench) -> None:
@@ -272,8 +275,8 @@ def test_exercise_that_hangs_is_ended_at_its_limit(bench: Bench, kind: str) -> N
 
 
 def test_service_that_is_never_ready_is_told_with_its_own_words(bench: Bench) -> None:
-    command = 'command = ["/bin/sh", "-c", "echo waiting for nothing; exec sleep 600"]\nready = { tcp = 9, timeout_s = 1 }'
-    bench.write(SPEC.replace('command = ["/bin/sh", "-c", "cat /etc/motd"]', command))
+    waiting = 'echo waiting for nothing; exec sleep 600"]\nready = { tcp = 9, timeout_s = 1 }'
+    bench.write(SPEC.replace('cat /etc/motd"]', waiting, 1))
     done = bench.run("build", NAME)
     error, hint = errors(done)
     assert error == "the service was not ready within 1 s: waited until TCP port 9 is listened to"
@@ -328,31 +331,29 @@ def test_disk_without_a_byte_left_is_one_error_for_every_verb(small_disk: Bench)
     (disk / "config").mkdir()
     (disk / f"config/{NAME}.toml").write_text(SPEC)
     small_disk.good("build", NAME)
-    with open(disk / "filler", "wb") as filler:
+    with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
-            try:
-                filler.write(bytes(1 << 12))
-                filler.flush()
-            except OSError:
-                break
-    for words in (("build", NAME), ("new", "other", "--", "/bin/sh"), ("start", NAME)):
-        done = small_disk.run(*words)
-        if done.returncode == 0:
-            continue
+            filler.write(bytes(1 << 12))
+    for status, *words in (
+        (1, "build", NAME), (1, "build", "basic"), (1, "new", "other", "--", "/bin/sh"), (1, "start", NAME),
+        (125, "run", NAME), (125, "run", NAME, "--", "true"),
+    ):  # fmt: skip
+        done = small_disk.run(*map(str, words))
         error, hint = errors(done)
-        assert "no space" in error
-        assert hint
-    small_disk.run("stop", NAME)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert error.startswith("no space ")
+        assert hint.startswith("free some ")
+    assert NAME in small_disk.good("list")
     (disk / "filler").unlink()
     assert small_disk.good("run", NAME) == "sound\n"
     assert os.listdir(disk / f"state/jails/{NAME}/generations") == ["0001"]
 
 
 MOMENTS = (
-    "reading the spec", "building `fault`", "making a view of the host", "starting `/bin/sh` outside", "exercise outside",
-    "reading the trace", "resolving what it needs", "planning the root", "making ", "trying it inside",
-    "making a view for the clients", "starting `/bin/sh` in its jail", "exercise inside", "finding the capabilities",
-    "writing to disk",
+    "reading the spec", "building `fault`", "making a view of the host", "starting `/bin/sh` outside",
+    "exercise outside", "reading the trace", "resolving what it needs", "planning the root", "making ",
+    "trying it inside", "making a view for the clients", "starting `/bin/sh` in its jail", "exercise inside",
+    "finding the capabilities", "writing to disk",
 )  # fmt: skip
 
 
@@ -441,8 +442,9 @@ def test_interrupt_while_a_jail_starts_leaves_it_running_or_not_at_all(bench: Be
         time.sleep(delay_s)
         os.killpg(start.pid, signal.SIGINT)
         _, said = start.communicate(timeout=LIMIT_S)
-    assert "Traceback" not in said
-    assert start.returncode in (0, 130)
+    # Python's own start can be interrupted, before anything of Stockade's is there.
+    assert f'File "{SOURCE}/stockade/cli' not in said
+    assert start.returncode in (0, 130, -signal.SIGINT) or "KeyboardInterrupt" in said
     running = json.loads(home.good("ps", "--json"))["jails"]
     if start.returncode == 0:
         assert [jail["name"] for jail in running] == ["stays"]
