@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build"))
-import ordinary
+import buildbench
 
 SPEC = """
 stockade = 1
@@ -32,12 +32,12 @@ uid = 2000
 
 
 @pytest.fixture(params=[65536, 0], ids=["with a range", "with one id"])
-def user(request: pytest.FixtureRequest) -> Iterator[ordinary.User]:
-    for home in ordinary.home():
-        yield ordinary.User(home, count=request.param)
+def user(request: pytest.FixtureRequest) -> Iterator[buildbench.User]:
+    for home in buildbench.home():
+        yield buildbench.User(home, count=request.param)
 
 
-def test_audit_of_an_ordinary_users_jail_reads_all_of_it(user: ordinary.User) -> None:
+def test_audit_of_an_ordinary_users_jail_reads_all_of_it(user: buildbench.User) -> None:
     (user.home / "plain.toml").write_text(SPEC)
     built = user.run(sys.executable, "-m", "stockade", "build", "./plain.toml", "--no-observe", "--no-verify")
     assert built.returncode == 0, built.stderr

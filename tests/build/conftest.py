@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import ordinary
+import buildbench
 import pytest
 
 
@@ -22,14 +22,14 @@ def as_root() -> None:
 
 
 @pytest.fixture
-def user() -> Iterator[ordinary.User]:
+def user() -> Iterator[buildbench.User]:
     """An ordinary user with 65536 subordinate ids."""
-    for home in ordinary.home():
-        yield ordinary.User(home, count=65536)
+    for home in buildbench.home():
+        yield buildbench.User(home, count=65536)
 
 
 @pytest.fixture
-def user_without_range() -> Iterator[ordinary.User]:
+def user_without_range() -> Iterator[buildbench.User]:
     """An ordinary user without subordinate ids."""
-    for home in ordinary.home():
-        yield ordinary.User(home, count=0)
+    for home in buildbench.home():
+        yield buildbench.User(home, count=0)

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 
-import ordinary
+import buildbench
 import pytest
 
 from stockade.errors import BuildError, HostError
@@ -22,19 +22,19 @@ def show(work, ids=None):
 """
 
 
-def shown(user: ordinary.User, code: str, **given: str) -> object:
+def shown(user: buildbench.User, code: str, **given: str) -> object:
     done = user.python(CALL + code, **given)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_the_function_runs_as_root_of_the_range(user: ordinary.User) -> None:
+def test_the_function_runs_as_root_of_the_range(user: buildbench.User) -> None:
     found = shown(user, "show(lambda: [os.getresuid(), os.getresgid(), open('/proc/self/uid_map').read().split()])")
-    own = [str(number) for number in (0, ordinary.FIRST_UID, 65536, 65536, ordinary.UID, 1)]
+    own = [str(number) for number in (0, buildbench.FIRST_UID, 65536, 65536, buildbench.UID, 1)]
     assert found == [[0, 0, 0], [0, 0, 0], own]
 
 
-def test_it_reads_the_callers_files_and_writes_those_of_the_range(user: ordinary.User) -> None:
+def test_it_reads_the_callers_files_and_writes_those_of_the_range(user: buildbench.User) -> None:
     code = """
 open('mine', 'w').write('x'); os.chmod('mine', 0o600)
 def work():
@@ -46,26 +46,26 @@ userns.call(lambda: os.rmdir('theirs'), ids=userns.require_range())
 open('owner', 'w').write(f'{status.st_uid} {status.st_gid}')
 """
     assert shown(user, code) == "x"
-    assert (user.home / "owner").read_text() == f"{ordinary.FIRST_UID + 33} {ordinary.FIRST_GID + 44}"
+    assert (user.home / "owner").read_text() == f"{buildbench.FIRST_UID + 33} {buildbench.FIRST_GID + 44}"
 
 
-def test_host_root_is_not_in_reach(user: ordinary.User) -> None:
+def test_host_root_is_not_in_reach(user: buildbench.User) -> None:
     found = shown(user, "show(lambda: open('/etc/shadow').read())")
     assert isinstance(found, list)
     assert found[0] == "PermissionError"
 
 
-def test_errors_come_back_whole(user: ordinary.User) -> None:
+def test_errors_come_back_whole(user: buildbench.User) -> None:
     code = "def work(): raise BuildError('message', hint='cure')\nshow(work)"
     assert shown(user, code) == ["BuildError", "message", "cure"]
 
 
-def test_with_a_single_id_the_caller_is_that_id(user_without_range: ordinary.User) -> None:
+def test_with_a_single_id_the_caller_is_that_id(user_without_range: buildbench.User) -> None:
     code = "show(lambda: [os.getuid(), os.getgid(), os.stat('.').st_uid], ids=userns.Single(uid=33, gid=44))"
     assert shown(user_without_range, code) == [33, 44, 33]
 
 
-def test_a_user_without_a_range_is_told_how_to_get_one(user_without_range: ordinary.User) -> None:
+def test_a_user_without_a_range_is_told_how_to_get_one(user_without_range: buildbench.User) -> None:
     code = "\ntry: userns.require_range()\nexcept HostError as error: print(json.dumps([error.message, error.hint]))"
     message, hint = shown(user_without_range, code)  # type: ignore[misc]
     assert message == "user `walluser` has no range of subordinate ids in `/etc/subuid` and `/etc/subgid`"
@@ -75,13 +75,13 @@ def test_a_user_without_a_range_is_told_how_to_get_one(user_without_range: ordin
     )
 
 
-def test_a_missing_newuidmap_names_its_package(user: ordinary.User) -> None:
+def test_a_missing_newuidmap_names_its_package(user: buildbench.User) -> None:
     kind, message, hint = shown(user, "os.environ['PATH'] = '/nowhere'\nshow(os.getpid)")  # type: ignore[misc]
     assert (kind, hint) == ("HostError", "install it: `apt-get install uidmap`")
     assert message == "`newuidmap` is not installed, and without it a range of ids cannot be used"
 
 
-def test_ids_that_are_not_the_callers_are_refused_with_the_cure(user: ordinary.User) -> None:
+def test_ids_that_are_not_the_callers_are_refused_with_the_cure(user: buildbench.User) -> None:
     code = "show(os.getpid, ids=userns.Range(first_uid=5000, first_gid=5000, count=10))"
     kind, message, hint = shown(user, code)  # type: ignore[misc]
     assert kind == "HostError"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MEMORY, NewGuest, image_file
-from processes import holders, keeper_of, of_guest, uids_of_kernels, wait_gone
+from guest_processes import holders, keeper_of, of_guest, uids_of_kernels, wait_gone
 
 from stockade import machines, places
 from stockade.errors import StateError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NewGuest
-from processes import of_guest
+from guest_processes import of_guest
 
 from stockade import machines
 from stockade.errors import HostError, StateError

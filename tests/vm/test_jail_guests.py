@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MEMORY, NewGuest
-from processes import of_guest, wait_gone
+from guest_processes import of_guest, wait_gone
 
 from stockade import machines, places, specfile, workflow
 from stockade.records.publish import Published

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NewGuest, image_file
-from processes import keeper_of, wait_gone
+from guest_processes import keeper_of, wait_gone
 
 from stockade import machines, places
 from stockade.errors import NotFoundError, StateError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import busybox_tree
-from processes import uids_of_kernels
+from guest_processes import uids_of_kernels
 
 pytestmark = pytest.mark.slow
 
