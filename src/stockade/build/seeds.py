@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stockade.errors import SpecError
+from stockade.records.addresses import RESOLVER
 from stockade.records.seed import Seed
 from stockade.records.spec import Secret, Spec
 
@@ -97,6 +98,9 @@ def _contents(spec: Spec, secrets: Mapping[str, Material], accounts: AccountFile
                 uid=uid, gid=gid, secret=filled != text, reason="spec `files.content`",
             )
         )  # fmt: skip
+    if spec.network.egress and "/etc/resolv.conf" not in spec.files.content:
+        resolver = f"nameserver {RESOLVER}\n".encode("ascii")
+        result.append(Seed(path="/etc/resolv.conf", content=resolver, mode=0o444, reason="egress: who resolves names"))
     return result
 
 

@@ -61,7 +61,7 @@ def launch_failed(line: str) -> int:
 
 
 def _carry_out(words: list[str]) -> int:
-    parser = build()
+    parser = build(words)
     if not words:
         parser.print_help(sys.stderr)
         return 2

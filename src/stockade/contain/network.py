@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stockade.errors import HostError, UsageError
+from stockade.records.addresses import RESOLVER
 
 from . import warden_path, wire
 from .spawn import memory_file
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from stockade.records.spec import Network
 
 __all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings", "write_marker"]
-
-#: What the jail asks for names: pasta passes it on to the host's resolver. RFC 7600 keeps the address unused.
-RESOLVER = "192.0.0.8"
 
 _MARKER = "network"
 _BACKLOG = 4096
