@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
@@ -68,6 +68,10 @@ class Report:
         value = statistics.median(samples[ours]) / statistics.median(samples[theirs])
         self.figures.append(Figure(f"{group}: {ours} / {theirs}", value, most=most, least=least))
 
+    def limit(self, name: str, *, most: float) -> None:
+        """Give the figure `name` a target."""
+        self.figures = [replace(figure, most=most) if figure.name == name else figure for figure in self.figures]
+
     def finish(self, *, as_json: bool) -> int:
         """Print everything; 0 when every target was met, else 1."""
         met = all(figure.met for figure in self.figures)
@@ -109,11 +113,11 @@ def arguments(doc: str | None, *, runs: int) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def home() -> Iterator[Path]:
-    """A Stockade home of the benchmark's own, gone at the end with whatever runs in it."""
+def home(place: str | None = None) -> Iterator[Path]:
+    """A Stockade home of the benchmark's own, below `place`, gone at the end with whatever runs in it."""
     from stockade import contain
 
-    with tempfile.TemporaryDirectory(prefix="stockade-benchmark-") as directory:
+    with tempfile.TemporaryDirectory(prefix="stockade-benchmark-", dir=place) as directory:
         before = os.environ.get("STOCKADE_HOME")
         os.environ["STOCKADE_HOME"] = f"{directory}/home"
         try:

@@ -103,7 +103,7 @@ class Jail:
     def build(
         self, spec: Spec | None = None, *, verify: bool = True, progress: Callable[[str], None] | None = None
     ) -> BuildReport:
-        """Observe, build and verify the jail from `spec` (default: as `stockade build NAME` finds it), and make it current.
+        """Observe, build and verify the jail from `spec`, or from the one that `stockade build NAME` finds.
 
         `progress` is told what is done now. ServiceError and ExerciseError where the service does not work, SpecError,
         BuildError or HostError where something is wrong with spec or host; the generation before stays as it was.

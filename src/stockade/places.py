@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 __all__ = [
-    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "run", "runtime", "state",
+    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "run", "runtime",
+    "state",
 ]  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def outside(strace: None) -> Callable[..., observe.Observation]:
     """Observe a command outside a jail, as the caller."""
 
     def run(
-        *command: str, exercises: tuple[Exercise, ...] = (), ready: Ready | None = None, forks: bool = False, **options: object
+        *command: str, exercises: tuple[Exercise, ...] = (), ready: Ready | None = None, forks: bool = False,
+        **options: object
     ) -> observe.Observation:
         service = Service(command=command, ready=ready or Ready(), forks=forks)
         spec = Spec(name="test", service=service, exercises=exercises)

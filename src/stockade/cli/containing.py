@@ -19,8 +19,8 @@ def register(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers, "contain", contain, command="-- COMMAND ...",
         help="run a command now behind the walls, without a jail",
-        description="Run COMMAND behind a jail's walls over the host's own /usr, read-only. It sees a small /etc, a home, "
-        "/tmp and /run of its own that vanish, and the paths that are named; it reaches no network unless told. Run by "
+        description="Run COMMAND behind a jail's walls over the host's own /usr, read-only. It sees a small /etc, a "
+        "home, /tmp and /run of its own that vanish, and the paths that are named; it reaches no network unless told. Run by "
         "root it becomes the owner of the first path that it may write, else nobody. The status is as with "
         "`stockade run`.",
     )  # fmt: skip

@@ -112,8 +112,8 @@ def _register_use(family: Subparsers) -> None:
     _name(parser)
     parser = add_verb(
         family, "record", show_record, help="print what was executed and typed in a guest that is recorded",
-        description="Print what the kernel of a guest made with --record told: each program that was executed and what was "
-        "typed on its terminals, as auditd writes it, for `ausearch -if`.",
+        description="Print what the kernel of a guest made with --record told: each program that was executed and what "
+        "was typed on its terminals, as auditd writes it, for `ausearch -if`.",
     )  # fmt: skip
     _name(parser)
     parser.add_argument("--typed", action="store_true", help="only what was typed, as it was typed")

@@ -46,8 +46,8 @@ class Parser(argparse.ArgumentParser):
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
 
 
-#: Modules of this package and the verbs that each registers, in the order of the help. A verb's module alone is imported
-#: when it is called: all of them take longer than most verbs do.
+#: Modules of this package and the verbs that each registers, in the order of the help. Only the module of the verb
+#: that is called is imported: all of them take longer than most verbs do.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "drafts": ("new", "recipes"),
     "building": ("build",),

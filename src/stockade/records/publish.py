@@ -8,7 +8,9 @@ from typing import Literal
 
 import msgspec
 
-_FORM = re.compile(r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<outer>\d+):(?P<inner>\d+)(?:/(?P<protocol>tcp|udp))?")
+_FORM = re.compile(
+    r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<outer>\d+):(?P<inner>\d+)(?:/(?P<protocol>tcp|udp))?"
+)
 _LISTEN_FORM = re.compile(r"(?P<address>(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<port>\d+)(?P<protocol>/(?:tcp|udp))?")
 LOOPBACK = "127.0.0.1"
 

@@ -8,6 +8,7 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,10 +16,21 @@ from stockade import places
 from stockade.errors import NotFoundError, SpecError
 from stockade.records.spec import Spec
 from stockade.specfile import rules, shape
-from stockade.specfile.draft import derive, exercise_command, new
 from stockade.specfile.position import line_of
 
+if TYPE_CHECKING:
+    from stockade.specfile.draft import derive, exercise_command, new
+
 __all__ = ["derive", "exercise_command", "find", "load", "loads", "new", "read", "recipe", "recipes", "specs"]
+
+
+def __getattr__(name: str) -> object:
+    """What writes specs, imported at first use: reading one needs no writer of TOML."""
+    if name not in ("derive", "exercise_command", "new"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stockade.specfile import draft
+
+    return getattr(draft, name)
 
 
 def loads(text: str, where: str) -> Spec:
