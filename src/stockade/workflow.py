@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import contain, narrowing, observe, resolve
+from . import contain, narrowing, observe, places, resolve
 from .build import accounts, from_lock, require_ids
 from .build import build as build_rootfs
 from .build.generations import Store
@@ -150,7 +150,7 @@ def _begin(spec: Spec, progress: Progress | None) -> _Work:
     contain.running()  # it sweeps what killed trials left at run time
     shown = _shown_secrets(store)
     materials = ensure(spec, store.secrets)
-    packages = resolve.PackageIndex.load()
+    packages = resolve.PackageIndex.load(cache=places.state() / "packages")
     stages = {"prepare": time.monotonic() - start}
     return _Work(spec, store, tell, shown, materials, packages.owner, stages, ends=not must_stay(spec))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,14 +68,18 @@ def test_all_ranges_taken_is_an_error(etc: Path) -> None:
         ids.allocate("a", etc=etc)
 
 
-def _allocate(name: str) -> int:
-    return ids.allocate(name).first
-
-
 def test_jails_made_at_the_same_time_get_different_ranges(etc: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        firsts = pool.map(_allocate, [f"jail{number}" for number in range(12)])
-    assert len(set(firsts)) == 12
+    code = "import sys\nfrom stockade.contain import ids\nprint(ids.allocate(sys.argv[1]).first)"
+    source = str(Path(ids.__file__).parents[2])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"jail{number}"], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": source},
+        )
+        for number in range(12)
+    ]  # fmt: skip
+    firsts = {int(process.communicate(timeout=30)[0]) for process in started}
+    assert len(firsts) == 12
 
 
 def test_caller_without_a_range_has_its_one_id(etc: Path) -> None:

@@ -105,3 +105,20 @@ def test_names_of_any_bytes_are_known(tmp_path: Path) -> None:
 
 def test_a_root_without_dpkg_knows_no_package(tmp_path: Path) -> None:
     assert PackageIndex.load(str(tmp_path)).owner("/usr/bin/tool") is None
+
+
+def test_saved_index_answers_as_the_one_that_was_read(index: PackageIndex, tmp_path: Path) -> None:
+    cache = tmp_path / "packages"
+    PackageIndex.load(cache=cache)
+    assert cache.exists()
+    saved = PackageIndex.load(cache=cache)
+    paths = [entry.path for directory in ("/usr/bin", "/usr/lib", "/etc") for entry in os.scandir(directory)]
+    assert [saved.owner(path) for path in paths] == [index.owner(path) for path in paths]
+
+
+def test_saved_index_is_made_anew_when_a_package_comes(tmp_path: Path) -> None:
+    cache = tmp_path / "packages"
+    listing(tmp_path, "one", "/opt/one")
+    assert PackageIndex.load(str(tmp_path), cache=cache).owner("/opt/two") is None
+    listing(tmp_path, "two", "/opt/two", version="2")
+    assert PackageIndex.load(str(tmp_path), cache=cache).owner("/opt/two") == ("two", "2")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
+from typing import Protocol
+
+from .sortedtable import SortedTable
 
 __all__ = ["PackageIndex"]
 
@@ -13,30 +17,36 @@ _COMPILED = re.compile(r"(?s)(.*/)([^/]+?)(?:\.cpython-\d+)?(?:\.opt-[12])?\.py[
 _STANZA = re.compile(r"^Package: (\S+)$(?:\n(?!\n).*)*?\nVersion: (\S+)$", re.MULTILINE)
 
 
+class _Owners(Protocol):
+    def get(self, path: str) -> str | None:
+        """The package that has `path`."""
+
+
 class PackageIndex:
     """Owners of all paths that dpkg knows below one root."""
 
     def __init__(
-        self, owners: dict[str, str], versions: dict[str, str], diversions: dict[str, tuple[str, str]]
+        self, owners: _Owners, versions: dict[str, str], diversions: dict[str, tuple[str, str]]
     ) -> None:
         self._owners, self._versions, self._diversions = owners, versions, diversions
 
     @classmethod
-    def load(cls, root: str = "/") -> PackageIndex:
-        """Read every `.list` file once. A root without dpkg gives an index that knows nothing."""
+    def load(cls, root: str = "/", *, cache: Path | None = None) -> PackageIndex:
+        """Read every `.list` file once. A root without dpkg gives an index that knows nothing.
+
+        `cache` is a file of the caller's that keeps what was read, and is read instead as long as dpkg changes nothing.
+        """
         database = Path(root) / "var/lib/dpkg"
-        owners: dict[str, str] = {}
-        try:
-            names = sorted(os.listdir(database / "info"), reverse=True)
-        except OSError:
-            names = []
-        # Read in reverse, so that of several owners of a directory the first in the alphabet stays.
-        for name in names:
-            if name.endswith(".list"):
-                with open(database / "info" / name, "rb") as file:
-                    paths = os.fsdecode(file.read()).split("\n")
-                owners.update(dict.fromkeys(paths, name[:-5].partition(":")[0]))
-        owners.pop("", None)
+        owners: _Owners | None = None
+        if cache is not None:
+            owners = SortedTable.open(cache, _state(database))
+        if owners is None:
+            read = _read(database / "info")
+            owners = read
+            if cache is not None:
+                # The next build reads the lists again, that is all.
+                with contextlib.suppress(OSError):
+                    SortedTable.write(cache, _state(database), read)
         return cls(owners, _versions(database / "status"), _diversions(database / "diversions"))
 
     def owner(self, path: str) -> tuple[str, str] | None:
@@ -60,6 +70,35 @@ class PackageIndex:
             if package_found is not None:
                 return package_found
         return None
+
+
+def _read(info: Path) -> dict[str, str]:
+    """The owner of each path in the `.list` files in `info`."""
+    owners: dict[str, str] = {}
+    try:
+        names = sorted(os.listdir(info), reverse=True)
+    except OSError:
+        names = []
+    # Read in reverse, so that of several owners of a directory the first in the alphabet stays.
+    for name in names:
+        if name.endswith(".list"):
+            with open(info / name, "rb") as file:
+                paths = os.fsdecode(file.read()).split("\n")
+            owners.update(dict.fromkeys(paths, name[:-5].partition(":")[0]))
+    owners.pop("", None)
+    return owners
+
+
+def _state(database: Path) -> str:
+    """What changes whenever dpkg does something: it replaces these by renaming."""
+    parts = []
+    for name in ("status", "info", "diversions"):
+        try:
+            status = (database / name).stat()
+        except OSError:
+            continue
+        parts.append(f"{name} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+    return f"{database} {'; '.join(parts)}"
 
 
 def _aliases(path: str) -> tuple[str, ...]:
