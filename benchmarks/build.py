@@ -3,10 +3,10 @@
     PYTHONPATH=src python3 benchmarks/build.py [--runs N] [--json]
 
 Needs root, jailkit, OpenSSH, nginx and curl. Both tools make the jail anew each time, with the same programs: Stockade
-by `stockade build sshd --no-observe --no-verify` (files digested, the result on disk at its end; the jail's keys are there
-from an earlier build, as jailkit makes none), jailkit by `jk_init` for what its own configuration has a section for,
-and `jk_cp` for the programs. Jails of jailkit then get the recipe's configuration and must serve, in a chroot and a network
-of their own, before their size counts.
+by `stockade build sshd --no-observe --no-verify` (files digested, the result on disk at its end; the jail's keys are
+there from an earlier build, as jailkit makes none), jailkit by `jk_init` for what its own configuration has a section
+for, and `jk_cp` for the programs. The jails of jailkit then get the recipe's configuration and must serve, in a chroot
+and a network of their own, before their size counts.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def stockade(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ) | {"PYTHONPATH": str(measure.SOURCE)}
     done = subprocess.run(
         [sys.executable, "-m", "stockade", *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, timeout=300,
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     if done.returncode != 0:
         sys.exit(f"error: `stockade {' '.join(arguments)}`: {done.stderr}")
@@ -117,7 +117,8 @@ def jailkit(service: Service, spec: Spec, directory: Path) -> Path:
     jail = directory / "jail"
     jail.mkdir()
     programs = [*service.paths, *(shutil.which(name) or name for name in spec.files.programs)]
-    for command in (["jk_init", "-c", CONFIGURATION, "-j", str(jail), *SECTIONS], ["jk_cp", "-j", str(jail), *programs]):
+    basics = ["jk_init", "-c", CONFIGURATION, "-j", str(jail), *SECTIONS]
+    for command in (basics, ["jk_cp", "-j", str(jail), *programs]):
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
         )

@@ -153,7 +153,7 @@ def as_nobody(script: str, *options: str, timeout_s: float) -> list[Figure]:
 
 def execute(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Start a program as cheaply as can be and wait for it. SystemExit unless its status is 0."""
-    pid = os.posix_spawn(argv[0], argv, dict(environment or {}))
+    pid = os.posix_spawn(argv[0], list(argv), dict(environment or {}))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status != 0:
         sys.exit(f"error: `{' '.join(argv)}` ended with status {status}")

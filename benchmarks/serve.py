@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ http {{
 }}
 """
 
-#: pasta refuses root, and an ordinary user may not open a tun node that is root's: it gets one in a namespace of its own.
+#: pasta refuses root, and an ordinary user may not open root's tun node: it gets one in a namespace of its own.
 PASTA_SETUP = """
 set -e
 mount --make-rprivate /
@@ -90,7 +90,7 @@ def configuration(*, port: int, run: str, root: str, address: str = HOST, user: 
     return CONFIGURATION.format(port=port, run=run, root=root.lstrip("/"), address=address, user=user)
 
 
-def jail(name: str, files: Path, *, port: int, network: dict[str, object]) -> str:
+def jail(name: str, files: Path, *, port: int, network: Mapping[str, object]) -> str:
     """Build a jail whose nginx listens on `port`."""
     spec = {
         "name": name,
@@ -123,7 +123,9 @@ def outside(directory: Path, files: Path, port: int, log: IO[bytes], *, behind_p
         ports = ["-t", f"{HOST}/{port}:{INSIDE}", "-u", "none", "-T", "none", "-U", "none"]
         pasta = ["pasta", "--quiet", "--config-net", "--no-map-gw", *ports, "--", *nginx]
         command = ["unshare", "--mount", "sh", "-c", PASTA_SETUP, "sh", *pasta]
-    process = subprocess.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
     try:
         yield
     finally:

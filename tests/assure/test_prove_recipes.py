@@ -17,7 +17,11 @@ pytestmark = pytest.mark.slow
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@pytest.mark.parametrize("name", specfile.recipes())
+# A machine's walls are probed with the guests' tests.
+JAILS = [name for name in specfile.recipes() if "vm" not in specfile.load(specfile.recipe(name)).walls]
+
+
+@pytest.mark.parametrize("name", JAILS)
 def test_nothing_escapes_the_jail_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     needs_root()
     spec = specfile.load(specfile.recipe(name))
