@@ -122,7 +122,7 @@ def private(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StateError(
-            f"`{path}` is not a directory that only the caller can write to", hint="remove it, or set `XDG_RUNTIME_DIR`"
+            f"`{path}` is not a directory that only the caller can write to", hint="remove it, or set `STOCKADE_HOME`"
         )
 
 

@@ -71,7 +71,9 @@ def specification(kernel: Kernel, *, memory: int = 0) -> Spec:
             _MEMORY: Directory(mode="0700", owner="uml:1", size=f"{(memory + _OVERHEAD) >> 20}M", inodes=64),
         },
         policy=Policy(capabilities=(), syscalls=Syscalls(preset="default"), devices=("null",), proc="none"),
-        limits=Limits(memory=f"{(memory + _OVERHEAD) >> 20}M", processes=GUEST_PIDS + _OWN_PROCESSES),
+        limits=Limits(
+            memory=f"{(memory + _OVERHEAD) >> 20}M", processes=GUEST_PIDS + _OWN_PROCESSES, open_files=4096, tmpfs="1M"
+        ),
         timezone=False,
     )
 
