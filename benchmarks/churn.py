@@ -94,7 +94,7 @@ def main() -> int:
     report = measure.Report(f"{options.runs} starts and stops in a row")
     with measure.home():
         jail = build()
-        jail.start()
+        jail.start(wait=False)
         jail.stop()
         seen: set[str] = set()
         outside = namespaces("self")
@@ -102,7 +102,7 @@ def main() -> int:
         samples: measure.Samples = {"start": [], "stop": []}
         for _ in range(options.runs):
             began = time.perf_counter()
-            running = jail.start()
+            running = jail.start(wait=False)
             samples["start"].append(time.perf_counter() - began)
             seen |= namespaces(str(running.init_pid)) - outside
             began = time.perf_counter()

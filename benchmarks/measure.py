@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -89,13 +91,14 @@ class Report:
 def in_turn(ways: Mapping[str, Callable[[], float | None]], runs: int, *, warm: int = 2) -> Samples:
     """Run every way `runs` times, one after the other in each round, so that a busy moment of the machine meets all.
 
-    Each round begins with another way. A way gives its result, or None: then the seconds that it took are it.
+    The order is another in each round, as what one way leaves to the kernel to clean up delays the next. A way gives its
+    result, or None: then the seconds that it took are it.
     """
     names = list(ways)
+    order = random.Random(0)
     samples: Samples = {name: [] for name in names}
     for number in range(-warm, runs):
-        for step in range(len(names)):
-            name = names[(number + step) % len(names)]
+        for name in order.sample(names, len(names)):
             began = time.perf_counter()
             result = ways[name]()
             seconds = time.perf_counter() - began
@@ -117,6 +120,7 @@ def home(place: str | None = None) -> Iterator[Path]:
     """A Stockade home of the benchmark's own, below `place`, gone at the end with whatever runs in it."""
     from stockade import contain
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="stockade-benchmark-", dir=place) as directory:
         before = os.environ.get("STOCKADE_HOME")
         os.environ["STOCKADE_HOME"] = f"{directory}/home"

@@ -495,4 +495,6 @@ def test_home_on_which_nothing_can_be_executed_is_named(user: User) -> None:
 
 def test_a_build_needs_nothing_of_the_hosts_tmp(user: User) -> None:
     """A /tmp on which nothing can be executed, and where the user may not write."""
+    if any(str(path).startswith("/tmp/") for path in (sys.executable, Path(__file__))):
+        pytest.skip("this test hides /tmp, and runs from there: check Stockade out in another place")
     user.good("build", "basic", prepare="mount -t tmpfs -o noexec,nosuid,nodev,mode=0755 none /tmp")

@@ -31,6 +31,8 @@ __all__ = ["activation", "listening", "refuse_tampered", "start", "wait_until_re
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _LOG_TAIL = 64 * 1024
 _SHOWN = 20
+_POLL_S = 0.02
+_LAST_WORDS_S = 1.0
 
 
 def start(
@@ -56,12 +58,12 @@ def start(
         ports = _ports(generation, given)
         jail = contain.launch_generation(generation, name=name, detach=True, ephemeral=ephemeral, sockets=given)
         jail.close()
-    if wait:
-        wait_until_ready(name, log=log, listening_at=ports)
     try:
+        if wait:
+            wait_until_ready(name, log=log, listening_at=ports)
         return contain.find(name)
     except NotFoundError:
-        raise _ended(name, log()) from None
+        raise _ended(name, log) from None
 
 
 class _Log:
@@ -83,13 +85,16 @@ class _Log:
             return ""
 
 
-def _ended(name: str, log: str) -> ServiceError:
-    status = contain.last_status(name)
+def _ended(name: str, log: Callable[[], str]) -> ServiceError:
+    # The supervisor writes status and last words down a moment after the service has ended.
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while (status := contain.last_status(name)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
     how = "" if status is None else f", with status {status}"
     hint = f"`stockade run {name}` is for a command that ends by itself" if status == 0 else (
         f"`stockade logs {name}` shows all of it"
     )
-    return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint, log=log)
+    return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint, log=log())
 
 
 def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozenset[int] = frozenset()) -> None:
@@ -143,7 +148,7 @@ def _alive(name: str, deadline: float) -> contain.RunningJail:
         try:
             jail = contain.find(name)
         except NotFoundError:
-            raise _ended(name, "") from None
+            raise _ended(name, lambda: "") from None
         if jail.init_pid:
             return jail
         if time.monotonic() > deadline:

@@ -118,8 +118,11 @@ def is_alive(process: tuple[int, int] | None) -> bool:
 
 def private(path: Path) -> None:
     """Make the directory `path` for the caller alone, or see that it is: /tmp is everybody's."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.lstat()
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StateError(
             f"`{path}` is not a directory that only the caller can write to", hint="remove it, or set `STOCKADE_HOME`"
@@ -137,9 +140,10 @@ def claim(instance: str) -> int:
         private(base.parent)
     private(base)
     for _ in range(_ATTEMPTS):
-        place.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place, 0o700)
         try:
-            descriptor = os.open(place / "state", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(f"{place}/state", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # an instance that ended took its directory away
         try:
@@ -150,12 +154,14 @@ def claim(instance: str) -> int:
         if os.fstat(descriptor).st_nlink == 0:
             os.close(descriptor)
             continue
-        left = parse(os.fsdecode(os.pread(descriptor, 1 << 20, 0)))
-        if left.alive:
-            os.close(descriptor)
-            raise _already_running(instance)
-        sweep(left)
-        os.ftruncate(descriptor, 0)
+        text = os.pread(descriptor, 1 << 20, 0)
+        if text:
+            left = parse(os.fsdecode(text))
+            if left.alive:
+                os.close(descriptor)
+                raise _already_running(instance)
+            sweep(left)
+            os.ftruncate(descriptor, 0)
         return descriptor
     raise StateError(f"`{place}` comes and goes", hint="something else starts and stops this jail: try again")
 

@@ -31,14 +31,14 @@ _EPHEMERAL_BYTES = 256 << 20
 def current(name: str) -> Path:
     """Directory of the jail's current generation; NotFoundError where nothing was built."""
     runfiles.directory(name)  # refuses what is no name
-    jail = places.jail(name)
+    jail = os.fspath(places.jail(name))
     try:
-        path = jail / os.readlink(jail / "current")
+        path = f"{jail}/{os.readlink(f'{jail}/current')}"
     except FileNotFoundError:
         path = jail
-    if not os.path.isfile(path / "plan"):
+    if not os.path.isfile(f"{path}/plan"):
         raise NotFoundError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
-    return path
+    return Path(path)
 
 
 def launch(
@@ -118,7 +118,7 @@ def launch_generation(
     with contextlib.ExitStack() as stack:
         held = _hold(generation, jail)
         stack.callback(os.close, held)
-        if plan is None and not (generation / "plan").is_file():
+        if plan is None and not os.path.isfile(f"{generation}/plan"):
             raise NotFoundError(f"`{generation}` holds no launch plan", hint=f"`stockade build {jail}` makes it")
         fragment.append(wire.record(wire.KEEP, held))
         state = runfiles.claim(instance)
@@ -132,8 +132,8 @@ def launch_generation(
             fragment += [wire.record(wire.DETACH), log_record(jail)]
             stdin = subprocess.DEVNULL if stdin is None else stdin
         else:
-            place = runfiles.directory(instance)
-            fragment += [wire.text(wire.REMOVE, os.fspath(path)) for path in (place, place / "state")]
+            place = os.fspath(runfiles.directory(instance))
+            fragment += [wire.text(wire.REMOVE, path) for path in (place, f"{place}/state")]
             fragment.append(wire.record(wire.LIFELINE))
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
