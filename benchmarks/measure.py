@@ -91,8 +91,8 @@ class Report:
 def in_turn(ways: Mapping[str, Callable[[], float | None]], runs: int, *, warm: int = 2) -> Samples:
     """Run every way `runs` times, one after the other in each round, so that a busy moment of the machine meets all.
 
-    The order is another in each round, as what one way leaves to the kernel to clean up delays the next. A way gives its
-    result, or None: then the seconds that it took are it.
+    The order is another in each round, as what one way leaves to the kernel to clean up delays the next. A way gives
+    its result, or None: then the seconds that it took are it.
     """
     names = list(ways)
     order = random.Random(0)

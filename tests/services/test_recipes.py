@@ -10,6 +10,7 @@ from jailer import Running, Stockade, failure, lacking
 
 from stockade import specfile
 from stockade.kernel import capabilities
+from stockade.records.publish import parse
 from stockade.records.spec import Exercise, Ready, Spec
 
 pytestmark = pytest.mark.slow
@@ -162,3 +163,13 @@ def test_each_recipe_shows_a_refusal() -> None:
 
 def test_each_recipe_is_tested_with_the_packages_it_needs() -> None:
     assert sorted(PROGRAMS) == sorted(SPECS)
+
+
+def test_no_two_recipes_publish_the_same_port() -> None:
+    """All of them can run on one host at once."""
+    places = [
+        (published.address, published.port, published.protocol)
+        for spec in SPECS.values()
+        for published in map(parse, spec.network.publish)
+    ]
+    assert sorted(places) == sorted(set(places))
