@@ -20,8 +20,8 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "contain", contain, command="-- COMMAND ...",
         help="run a command now behind the walls, without a jail",
         description="Run COMMAND behind a jail's walls over the host's own /usr, read-only. It sees a small /etc, a "
-        "home, /tmp and /run of its own that vanish, and the paths that are named; it reaches no network unless told. Run by "
-        "root it becomes the owner of the first path that it may write, else nobody. The status is as with "
+        "home, /tmp and /run of its own that vanish, and the paths that are named; it reaches no network unless told. "
+        "Run by root it becomes the owner of the first path that it may write, else nobody. The status is as with "
         "`stockade run`.",
     )  # fmt: skip
     parser.add_argument("--read", metavar="PATH", action="append", default=[], help="let it read PATH")
