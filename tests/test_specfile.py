@@ -174,6 +174,27 @@ def test_text_that_is_not_toml_is_told_with_line_and_column() -> None:
             "name devices in `[policy] devices`, and choose /proc by `[policy] proc`",
         ),
         (
+            ["[directories]", '"/srv" = { kind = "fixed", size = "8M" }'],
+            'web.toml:5: `size` in `[directories."/srv"]` is for a tmpfs or a volume, and this is a part of the '
+            "read-only root",
+            "leave it out: nothing is written there",
+        ),
+        (
+            ["[directories]", '"/srv" = { kind = "volume", size = "4M" }'],
+            'web.toml:5: `size` in `[directories."/srv"]` is `4M`, and a volume has between 8M and 8T',
+            "leave it out for a volume without a limit",
+        ),
+        (
+            ["[directories]", '"/srv" = { kind = "volume", inodes = 100 }'],
+            'web.toml:5: `inodes` in `[directories."/srv"]` limits the files of a volume that has no `size`',
+            'set both: `size = "256M"`',
+        ),
+        (
+            ["[directories]", '"/srv" = { kind = "volume", size = "8M", inodes = 10000 }'],
+            'web.toml:5: `inodes` in `[directories."/srv"]` is 10000, more than one for each 1024 bytes',
+            "give the volume a larger `size`, or fewer `inodes`",
+        ),
+        (
             ["[[accounts]]", 'name = "ann"', "[[accounts]]", 'name = "ann"'],
             "web.toml: 2 `[[accounts]]` have the name `ann`",
             None,
@@ -237,6 +258,7 @@ def test_nul_character_is_refused_where_the_kernel_would_cut() -> None:
         max_leaves=12,
     )
 )
+@pytest.mark.slow
 def test_no_value_of_any_type_anywhere_gives_anything_but_a_spec_error(value: object) -> None:
     import tomlkit
 

@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "image.h"
 #include "report.h"
 #include "sys.h"
 #include "util.h"
@@ -19,6 +20,24 @@
 static bool is_tree(const struct record *record)
 {
     return record->op == OP_ROOT || record->op == OP_BIND;
+}
+
+/* A volume with a size is a file system in a file. One that has no such file must not be mounted without its limit. */
+static bool is_image(const struct record *record, int path)
+{
+    struct stat status;
+
+    if ((record->a & TREE_VOLUME) == 0)
+        return false;
+    if (fstat(path, &status) != 0)
+        fail("volume", record->data);
+    if (S_ISREG(status.st_mode))
+        return true;
+    if ((record->a & TREE_SIZED) != 0) {
+        errno = EISDIR;
+        fail("volume", record->data);
+    }
+    return false;
 }
 
 static int tree_open(const struct record *record, int base, int userns)
@@ -33,9 +52,16 @@ static int tree_open(const struct record *record, int base, int userns)
         return -1;
     if (path < 0)
         fail("source", source);
+    if (is_image(record, path)) {
+        const int mounted = image_mount(path, source, record->b);
+        close(path);
+        return mounted;
+    }
     const int tree = sys_open_tree(path, "", TREE_CLONE | TREE_CLOEXEC | (submounts ? TREE_RECURSIVE : 0U));
     if (tree < 0)
         fail("open_tree", source);
+    if ((record->b & ATTR_NOATIME) != 0)
+        attributes.clear = ATTR_ATIME;
     if ((record->a & TREE_IDMAP) != 0) {
         attributes.set |= ATTR_IDMAP;
         attributes.userns = (uint64_t)userns; /* -1 is EBADF: never mounted without the map */

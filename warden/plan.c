@@ -14,8 +14,8 @@
 #define ID (UINT32_MAX - 1U) /* (uid_t)-1 is no id (setresuid(2)) */
 #define FLAG 1U
 #define MODE 07777U
-#define ATTRS (ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
-#define TREES 31U
+#define ATTRS (ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | ATTR_NOATIME)
+#define TREES 63U
 #define NAMESPACES (NEW_NS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET)
 
 enum payload { NOTHING, STRING, PAIR, LIST, GIDS, FILTER };
@@ -38,7 +38,7 @@ static const struct shape {
     [OP_UMASK] = {NOTHING, {0777, 0, 0, 0}},
     [OP_DIRECTORY] = {STRING, {0, 0, 0, 0}},
     [OP_ARGV] = {LIST, {0, 0, 0, 0}},
-    [OP_ENV] = {STRING, {0, 0, 0, 0}},
+    [OP_ENV] = {STRING, {FLAG, 0, 0, 0}},
     [OP_FORKS] = {NOTHING, {0, 0, 0, 0}},
     [OP_LIFELINE] = {NOTHING, {0, 0, 0, 0}},
     [OP_TERMINAL] = {NOTHING, {UINT16_MAX, UINT16_MAX, 0, 0}},

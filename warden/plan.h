@@ -33,7 +33,7 @@ enum op {
     OP_UMASK = 11,        /* a */
     OP_DIRECTORY = 12,    /* working directory */
     OP_ARGV = 13,         /* the command */
-    OP_ENV = 14,          /* one NAME=VALUE */
+    OP_ENV = 14,          /* one NAME=VALUE; a: 1 when the service's own pid is to follow it */
     OP_FORKS = 15,        /* the jail lives while any process does */
     OP_LIFELINE = 16,     /* the jail ends with its supervisor */
     OP_TERMINAL = 17,     /* a: rows; b: columns of a pty of the jail's own */
@@ -72,7 +72,7 @@ enum op {
                              again, all in ms; only for what goes on in the background */
     OP_AGAIN = 50,        /* a: restarts so far; b: delay before this one, in ms; c: where the state file's own lines
                              begin. From a supervisor to itself */
-    OP_KEEP = 51,         /* a: fd that the supervisor holds as long as it lives */
+    OP_KEEP = 51,         /* a: fd that the supervisor holds as long as it lives; without a lifeline PID 1 as well */
     OP_INSTANCE = 52,     /* what `{instance}` in paths of control groups stands for; default: the supervisor's pid */
 };
 
@@ -85,7 +85,8 @@ enum tree_flag {
     TREE_IDMAP = 2,     /* idmapped through the jail's user namespace */
     TREE_SUBMOUNTS = 4, /* with what is mounted below */
     TREE_OPTIONAL = 8,  /* skip when source or target does not exist */
-    TREE_VOLUME = 16,   /* state: may be made ephemeral */
+    TREE_VOLUME = 16,   /* state: may be made ephemeral; a directory, or a regular file with an ext4 file system in it */
+    TREE_SIZED = 32,    /* a volume that must be such a file, for the sake of its size */
 };
 
 struct record {

@@ -11,6 +11,7 @@ from pathlib import Path
 from audit_trees import PLAIN, Tree, secret_texts
 
 from stockade.records.closure import Evidence
+from stockade.records.lock import LockDirectory
 from stockade.records.spec import Limits, Mount, Network, Policy, Service, Syscalls
 from stockade.records.trace import Access, Socket, Trace
 
@@ -57,6 +58,14 @@ def jail(trace: Trace | None = None, capabilities: tuple[str, ...] | None = None
         tree.trace = trace or tree.trace
         if capabilities is not None:
             tree.changes["capabilities"] = capabilities
+
+    return make
+
+
+def volume(**limits: int) -> Change:
+    def make(tree: Tree) -> None:
+        tree.as_jail()
+        tree.changes["directories"] = (LockDirectory(path="/srv", mode=0o755, volume="srv", **limits),)
 
     return make
 
@@ -297,6 +306,7 @@ RULES: dict[str, tuple[Change, Change]] = {
     "WALL-CHROOT": (jail(walls=("chroot",)), jail(walls=("jail",))),
     "LIMIT-MEMORY": (jail(limits=Limits(processes=5)), jail()),
     "LIMIT-PROCESSES": (jail(limits=Limits(memory="64M")), jail()),
+    "LIMIT-VOLUME": (volume(size=0), volume(size=64 << 20)),
     "TOO-DEEP": (deep(220), deep(150)),
     "BASELINE-UNUSED": (accept("SETUID", "/usr/bin/x"), both(SETUID_FILE, accept("SETUID", "/usr/bin/*"))),
     "BASELINE-EXPIRED": (

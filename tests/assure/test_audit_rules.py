@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -162,3 +163,11 @@ def test_score_falls_with_severity_and_with_number(tree: Tree) -> None:
     assert len(set(scores)) == len(scores)
     report = tree.audit()
     assert report.score == round(100 / (1 + report.points / report.half), 1)
+
+
+def test_volume_that_nothing_here_can_limit_is_told_and_no_finding(tree: Tree) -> None:
+    RULES["LIMIT-VOLUME"][0](tree)
+    subject = replace(tree.subject(), unlimited="no means")
+    report = audit.audit(subject)
+    assert "LIMIT-VOLUME" not in report.counts
+    assert [note.reason for note in report.unchecked if note.code == "LIMIT-VOLUME"] == ["no means"]

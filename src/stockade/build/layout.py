@@ -6,10 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable
 
+import msgspec
+
 from stockade.errors import SpecError
 from stockade.records.closure import Closure, WorkDirectory
 from stockade.records.lock import LockDirectory
-from stockade.records.spec import Spec
+from stockade.records.policy import size_bytes
+from stockade.records.spec import Directory, Spec
 from stockade.records.text import escape
 
 from .accounts import AccountFiles, owner
@@ -64,8 +67,7 @@ class Layout:
     def locked(self) -> tuple[LockDirectory, ...]:
         """The launched directories as a lock holds them."""
         return tuple(
-            LockDirectory(path=escape(path), mode=found.mode, uid=found.uid, gid=found.gid, volume=found.volume)
-            for path, found in sorted(self.launched.items())
+            msgspec.structs.replace(found, path=escape(path)) for path, found in sorted(self.launched.items())
         )
 
 
@@ -87,7 +89,10 @@ def layout(closure: Closure, spec: Spec, links: Links, accounts: AccountFiles, f
             made.fixed[place] = WorkDirectory(path=place, mode=mode, uid=uid, gid=gid)
             continue
         volume = (directory.volume or volume_name(place)) if directory.kind == "volume" else ""
-        made.launched[place] = LockDirectory(path=place, mode=mode, uid=uid, gid=gid, volume=volume)
+        size, inodes = _limits(directory) if volume else (0, 0)
+        made.launched[place] = LockDirectory(
+            path=place, mode=mode, uid=uid, gid=gid, volume=volume, size=size, inodes=inodes
+        )
 
     observed = sorted((links.resolve(found.path), found) for found in closure.tmpfs)
     for place, found in observed:
@@ -104,6 +109,10 @@ def layout(closure: Closure, spec: Spec, links: Links, accounts: AccountFiles, f
         else:
             _add(made, place, found, volume="" if around is not None else volume_name(place))
     return made
+
+
+def _limits(directory: Directory) -> tuple[int, int]:
+    return size_bytes(directory.size) if directory.size else 0, directory.inodes or 0
 
 
 def _add(made: Layout, place: str, found: WorkDirectory, *, volume: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from stockade.errors import NotFoundError, StateError
-from stockade.records.closure import Closure, Entry, WorkDirectory
+from stockade.records.closure import Closure, Entry, Evidence, WorkDirectory
 from stockade.records.lock import LOCK_VERSION, Lock, LockDirectory, LockedSpec, LockEntry
 from stockade.records.spec import Spec
 from stockade.records.text import escape, unescape
@@ -78,11 +78,15 @@ def _entry(operation: Operation, node: Node, result: Applied, package_of: Packag
         source=escape(copied) if copied is not None and copied != node.path else "",
         package=package[0] if package else "",
         package_version=package[1] if package else "",
-        evidence=tuple(
-            msgspec.structs.replace(found, detail=escape(found.detail), because=escape(found.because))
-            for found in node.evidence
-        ),
+        evidence=tuple(_portable(found) for found in node.evidence),
     )
+
+
+def _portable(found: Evidence) -> Evidence:
+    detail, because = escape(found.detail), escape(found.because)
+    if detail == found.detail and because == found.because:
+        return found
+    return msgspec.structs.replace(found, detail=detail, because=because)
 
 
 def encode(lock: Lock) -> bytes:

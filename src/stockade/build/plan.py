@@ -64,7 +64,7 @@ def proc_of(closure: Closure, spec: Spec) -> str:
 def plan(
     closure: Closure, spec: Spec, seeds: Collection[Seed], accounts: AccountFiles, *, host: HostFacts
 ) -> Plan:
-    """The operations for `closure` and `seeds`, sorted: directories, then the rest, then the loader's cache.
+    """The operations for `closure` and `seeds`, in the order in which they can be carried out.
 
     `accounts` resolves owners that the spec names. SpecError and BuildError for what cannot be a rootfs.
     """
@@ -175,11 +175,17 @@ def _add_loader(tree: Tree, host: HostFacts) -> None:
 
 
 def _order(node: Node) -> tuple[int, str, str]:
-    """Directories first, parents before children; then the files of each directory together; the cache last."""
+    """Directories first, parents before children; then what the loader's cache is made from, the cache, and the rest.
+
+    Of the files, those of one directory stand together.
+    """
     if node.type == "directory":
         return 0, node.path, ""
     above, _, name = node.path.rpartition("/")
-    return (2 if _is_cache(node) else 1), above, name
+    if _is_cache(node):
+        return 2, above, name
+    indexed = node.type == "symlink" or node.path == loader.CONFIGURATION or loader.is_library(node.path)
+    return (1 if indexed else 3), above, name
 
 
 def _is_cache(node: Node) -> bool:
@@ -197,8 +203,9 @@ def _operation(tree: Tree, node: Node, host: HostFacts) -> Operation:
     if node.source is not None:
         capabilities = host.capabilities.get(node.source, b"") if tree.keeps_setuid(node.path) else b""
         return CopyFile(
-            path=node.path, source=node.source, mode=node.mode, uid=uid, gid=gid, capabilities=capabilities
-        )
+            path=node.path, source=node.source, mode=node.mode, uid=uid, gid=gid, capabilities=capabilities,
+            size=node.size,
+        )  # fmt: skip
     if node.content is None:
         return MakeLoaderCache(path=node.path, mode=node.mode, uid=uid, gid=gid)
     return WriteFile(path=node.path, content=node.content, mode=node.mode, uid=uid, gid=gid)

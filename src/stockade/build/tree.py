@@ -23,7 +23,7 @@ _PLAIN = Ownership(0o755, 0, 0)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One path of the rootfs. A file has either a `source` on the host or a `content`."""
+    """One path of the rootfs. A file has either a `source` on the host, of `size` bytes, or a `content`."""
 
     path: str
     type: FileType
@@ -31,6 +31,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     uid: int = 0
     gid: int = 0
     source: str | None = None
+    size: int = 0
     content: bytes | None = None
     target: str = ""
     secret: bool = False
@@ -101,7 +102,9 @@ class Tree:
         else:
             rule = reduced_file(entry.mode, entry.uid, entry.gid, setuid=self.keeps_setuid(place))
         owned = self._decided(place, rule)
-        node = Node(path=place, type="file", source=entry.source, evidence=entry.evidence, **owned._asdict())
+        node = Node(
+            path=place, type="file", source=entry.source, size=entry.size, evidence=entry.evidence, **owned._asdict()
+        )
         self._merge(node)
 
     def _decided(self, place: str, rule: Ownership) -> Ownership:

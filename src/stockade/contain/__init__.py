@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from .ids import allocate, for_jail, of_caller
     from .installing import install
     from .jail import Running
+    from .limiting import not_limited
     from .network import RESOLVER
     from .registry import EndedJail, RunningJail, ended, find, last_status, logs, running, stop
+    from .runfiles import alive
     from .starting import launch, launch_generation
     from .wording import describe
 
 __all__ = [
-    "EndedJail", "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "allocate", "compile_plan", "describe",
-    "encode", "ended", "enter", "find", "for_jail", "install", "last_status", "launch", "launch_generation", "logs",
-    "of_caller", "running", "stop", "warden_path",
+    "EndedJail", "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "alive", "allocate", "compile_plan",
+    "describe", "encode", "ended", "enter", "find", "for_jail", "install", "last_status", "launch",
+    "launch_generation", "logs", "not_limited", "of_caller", "running", "stop", "warden_path",
 ]  # fmt: skip
 
 # Imported at first use: the path of `stockade run` goes through this package and needs one module of it.
@@ -34,6 +36,7 @@ _HOMES = {
     "Running": "stockade.contain.jail",
     "EndedJail": "stockade.contain.registry",
     "RunningJail": "stockade.contain.registry",
+    "alive": "stockade.contain.runfiles",
     "allocate": "stockade.contain.ids",
     "compile_plan": "stockade.contain.compile",
     "describe": "stockade.contain.wording",
@@ -47,6 +50,7 @@ _HOMES = {
     "launch": "stockade.contain.starting",
     "launch_generation": "stockade.contain.starting",
     "logs": "stockade.contain.registry",
+    "not_limited": "stockade.contain.limiting",
     "of_caller": "stockade.contain.ids",
     "running": "stockade.contain.registry",
     "stop": "stockade.contain.registry",

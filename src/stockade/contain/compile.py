@@ -27,6 +27,7 @@ from stockade.records.spec import Spec
 from stockade.records.text import unescape
 
 from .identity import Account, account
+from .limiting import lacking
 
 __all__ = ["compile_plan"]
 
@@ -42,6 +43,13 @@ _TTY_GID = 5
 _PROC_EMPTY = ("acpi", "asound", "scsi", "driver")
 _PROC_NULL = ("kcore", "keys", "latency_stats", "timer_list", "kallsyms", "config.gz", "cmdline", "interrupts")
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+_ANYWHERE: tuple[landlock.Access, ...] = ("read", "execute")
+_WRITABLE: tuple[landlock.Access, ...] = (*_ANYWHERE, "write")
+# Truncating what is mounted read-only fails with EROFS before Landlock is asked (vfs_truncate() of fs/open.c).
+_READ_ONLY: tuple[landlock.Access, ...] = (*_ANYWHERE, "truncate")
+# Of the rootfs's top directories those that hold programs, libraries and configuration.
+_SYSTEM = frozenset({"bin", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr"})
 
 _DEVICE_LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 _MADE_DEVICES = frozenset({"ptmx", "pts", "shm", "fd", "stdin", "stdout", "stderr", "mqueue", "log", "console"})
@@ -154,18 +162,28 @@ def _seccomp(spec: Spec, lock: Lock, granted: tuple[str, ...], *, allow_ptrace: 
 
 
 def _landlock(lock: Lock, mounts: tuple[MountStep, ...]) -> LandlockPlan | None:
-    """Everything may be read and executed as the mounts let it; written only where something writable is mounted."""
+    """Everything may be read and executed as the mounts let it; written only where something writable is mounted.
+
+    For each open the kernel looks for rules from the file upwards until all that it asks for is granted, and it asks
+    for the right to truncate too (hook_file_open() of security/landlock/fs.c). So the places in which services open
+    files as they serve have rules that grant it all, or each open would look as far as the root directory. What is
+    opened at the start has none: each rule makes every lookup a little longer.
+    """
     directories = {unescape(entry.path) for entry in lock.entries if entry.type == "directory"}
-    grants = [landlock.Grant(path="/", access=("read", "execute")), landlock.Grant(path="/dev", access=("device",))]
+    tops = dict.fromkeys(unescape(entry.path).split("/")[1] for entry in lock.entries if entry.type == "file")
+    grants = [landlock.Grant(path="/", access=_ANYWHERE), landlock.Grant(path="/dev", access=("device",))]
+    own = [f"/{top}" for top in tops if top not in _SYSTEM and f"/{top}" in directories]
+    grants += [landlock.Grant(path=path, access=_READ_ONLY) for path in own]
     for step in mounts:
         match step:
             case Filesystem(type="tmpfs" | "mqueue", writable=True) if step.target != "/dev":
-                grants.append(landlock.Grant(path=step.target, access=("write",)))
+                grants.append(landlock.Grant(path=step.target, access=_WRITABLE))
             case Filesystem(type="proc"):
-                grants.append(landlock.Grant(path=step.target, access=("write",)))
-            case Bind(writable=True, device=False):
+                grants.append(landlock.Grant(path=step.target, access=_WRITABLE))
+            case Bind(device=False, optional=False):
                 is_directory = step.volume or step.target in directories or os.path.isdir(step.source)
-                grants.append(landlock.Grant(path=step.target, access=("write",), directory=is_directory))
+                access = _WRITABLE if step.writable else _READ_ONLY
+                grants.append(landlock.Grant(path=step.target, access=access, directory=is_directory))
             case _:
                 pass
     return landlock.ruleset(landlock.abi(), grants)
@@ -182,7 +200,7 @@ def _mounts(
     spec: Spec, lock: Lock, volumes: Path, ids: IdRange, extra: tuple[MountStep, ...]
 ) -> Iterator[MountStep]:
     directories = sorted(lock.directories, key=lambda found: unescape(found.path))
-    yield from _directories(spec, directories, volumes)
+    yield from _directories(spec, directories, volumes, sized=not lacking(ids))
     yield from extra
     for mount in spec.mounts:
         yield Bind(source=mount.source, target=mount.target, writable=mount.writable, submounts=True)
@@ -190,7 +208,7 @@ def _mounts(
     yield from _dev(spec, lock, ids)
 
 
-def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path) -> Iterator[MountStep]:
+def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path, *, sized: bool) -> Iterator[MountStep]:
     """Outer before inner: a tmpfs where nothing above is one already, else a directory on it."""
     tops: list[str] = []
     for found in directories:
@@ -200,7 +218,10 @@ def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path) ->
             yield from _above(path, tops)
             yield MakeDirectory(path=path, mode=found.mode, uid=found.uid, gid=found.gid)
         if found.volume:
-            yield Bind(source=f"{volumes}/{found.volume}", target=path, writable=True, own=True, volume=True)
+            yield Bind(
+                source=f"{volumes}/{found.volume}", target=path, writable=True, own=True, volume=True,
+                sized=sized and found.size > 0,
+            )  # fmt: skip
         elif not within:
             tops.append(path)
             yield Filesystem(type="tmpfs", target=path, options=_tmpfs_options(spec, path), executable=True)

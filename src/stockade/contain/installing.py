@@ -6,19 +6,18 @@ import os
 from pathlib import Path
 
 from stockade import places
-from stockade.kernel import cgroup_plan, cgroups
 from stockade.records.launch import IdRange, LaunchPlan, MountStep
 from stockade.records.lock import Lock
 from stockade.records.policy import CgroupPlan
-from stockade.records.spec import Spec
+from stockade.records.spec import Limits, Spec
 
+from . import marker
 from .compile import compile_plan
 from .encoding import encode
 from .ids import for_jail
-from .network import write_marker
 from .volumes import prepare
 
-__all__ = ["install"]
+__all__ = ["control_groups", "install"]
 
 
 def install(
@@ -27,35 +26,58 @@ def install(
 ) -> LaunchPlan:  # fmt: skip
     """Compile the plan of `generation` (committed or not yet) and write it to its `plan`; make missing volumes.
 
-    `ids` are the jail's (default: those kept for it), `extra` mounts beyond those of spec and lock.
-    Errors as `compile_plan`, `allocate` and OSError have them.
+    Volumes that are there get their size; while the jail runs that is left to its next launch. `ids` are the jail's
+    (default: those kept for it), `extra` mounts beyond those of spec and lock. Errors as `compile_plan`, `allocate`,
+    `prepare`, `resize` and OSError have them.
     """
     ids = for_jail(spec.name) if ids is None else ids
-    volumes = Path(os.path.realpath(places.jail(spec.name))) / "volumes"
+    jail = Path(os.path.realpath(places.jail(spec.name)))
+    volumes = jail / "volumes"
     plan = compile_plan(
-        spec, lock, generation=generation, volumes=volumes, ids=ids, cgroup=_cgroup(spec, generation),
-        allow_ptrace=allow_ptrace, extra=extra,
+        spec, lock, generation=generation, volumes=volumes, ids=ids,
+        cgroup=control_groups(spec.limits, spec.name, generation), allow_ptrace=allow_ptrace, extra=extra,
     )  # fmt: skip
-    prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
+    made = prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
+    _resize(lock, jail, ids, generation, made=made)
     wrapper = plan.cgroup.wrapper if plan.cgroup is not None else ()
     if wrapper:
         _write(generation / "wrapper", b"\0".join(os.fsencode(word) for word in wrapper))
     else:
         (generation / "wrapper").unlink(missing_ok=True)
-    write_marker(spec.network, ids, generation)
+    marker.write(spec.network, ids, generation)
+    if "vm" in spec.walls:
+        places.machine(generation).touch()
     _write(generation / "plan", encode(plan))
     return plan
 
 
-def _cgroup(spec: Spec, generation: Path) -> CgroupPlan | None:
-    """Control groups only where something is limited: joining one costs more than the rest of a launch."""
-    limits = spec.limits
+def _resize(lock: Lock, jail: Path, ids: IdRange, generation: Path, *, made: tuple[str, ...]) -> None:
+    """Give volumes that were there before those just `made` their size, or have the next launch do it."""
+    due = False
+    if any(found.size and found.volume and found.volume not in made for found in lock.directories):
+        from .resizing import resize
+
+        due = not resize(lock, jail=jail, ids=ids)
+    marker = places.resize(generation)
+    if due:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+
+
+def control_groups(limits: Limits, name: str, generation: Path) -> CgroupPlan | None:
+    """Control groups of the jail `name`, which lies on the disk of `generation`; None where nothing is limited.
+
+    Joining one costs more than the rest of a launch. SpecError for a limit that no kernel takes.
+    """
     if all(value is None for value in (limits.memory, limits.processes, limits.cpus, limits.cpu_weight,
                                        limits.io_read, limits.io_write)):  # fmt: skip
         return None
+    from stockade.kernel import cgroup_plan, cgroups
+
     disk = cgroups.disk_of(generation)
     # Each instance of the jail has groups of its own: the warden fills the number in.
-    return cgroup_plan.plan(limits, cgroups.layout(), f"{spec.name}-{{instance}}", disk=disk, accounting=False)
+    return cgroup_plan.plan(limits, cgroups.layout(), f"{name}-{{instance}}", disk=disk, accounting=False)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,22 +1,28 @@
-"""Named volumes: made before the first launch, with what the rootfs has at their place. Never touched again."""
+"""Named volumes: made before the first launch, with what the rootfs has at their place. What is there stays."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stockade.kernel import userns
 from stockade.kernel.beneath import Root
+from stockade.kernel.removal import remove_tree
 from stockade.records.launch import IdRange
 from stockade.records.lock import Lock, LockDirectory
 from stockade.records.text import unescape
+from stockade.spread import spread
 
-__all__ = ["prepare"]
+from .limiting import lacking
+
+__all__ = ["FRESH", "alone", "prepare"]
+
+#: How the names of what is being made, or is to be removed, begin.
+FRESH = ".new-"
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 24
@@ -26,7 +32,9 @@ def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int =
     """Make each volume of `lock` that is missing below `volumes`; returns their names.
 
     A volume belongs to the jail's host ids: what the rootfs holds at its mount point is copied, with its
-    owners moved into the range. `uid` and `gid` are the service's, for a single id. OSError as it comes.
+    owners moved into the range. It is a directory, or where it has a size, and the caller can mount one, a file
+    system in a file. `uid` and `gid` are the service's, for a single id. OSError as it comes, else errors as
+    `filesystem.make` has them.
     """
     missing = tuple(
         found for found in lock.directories if found.volume and not os.path.lexists(volumes / found.volume)
@@ -36,7 +44,7 @@ def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int =
     volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
     match ids.kind:
         case "root-range":
-            _make(missing, rootfs, volumes, ids.first, ids.first_gid)
+            _make(missing, rootfs, volumes, ids.first, ids.first_gid, sized=not lacking(ids))
         case "subid":
             mapped = userns.Range(first_uid=ids.first, first_gid=ids.first_gid, count=ids.count)
             userns.call(_make, missing, rootfs, volumes, 0, 0, ids=mapped)
@@ -46,18 +54,48 @@ def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int =
 
 
 def _make(
-    missing: tuple[LockDirectory, ...], rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None
-) -> None:
+    missing: tuple[LockDirectory, ...], rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None, *,
+    sized: bool = False,
+) -> None:  # fmt: skip
     """One rename makes each volume appear whole. Without first ids everything stays the caller's."""
     owners = None if first_uid is None or first_gid is None else (first_uid, first_gid)
-    for found in missing:
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=volumes))
-        try:
+
+    def worker(share: Iterator[LockDirectory]) -> None:
+        for found in share:
+            fresh = volumes / f"{FRESH}{os.urandom(8).hex()}"
+            fresh.mkdir(mode=0o700)
             _fill(found, rootfs, fresh, owners)
+            if sized and found.size:
+                from . import filesystem
+
+                image = fresh.with_name(f"{fresh.name}.image")
+                filesystem.make(fresh, image, size=found.size, inodes=found.inodes)
+                fresh = image
             os.rename(fresh, volumes / found.volume)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+
+    with alone(volumes):
+        spread(missing, worker)  # the programs that make file systems take their time
+
+
+@contextmanager
+def alone(volumes: Path) -> Iterator[None]:
+    """The right to make and replace volumes below `volumes`. What is left half made, now or by a kill, is removed."""
+    descriptor = os.open(volumes, _DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _sweep(volumes)
+        try:
+            yield
+        finally:
+            _sweep(volumes)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(volumes: Path) -> None:
+    for entry in list(os.scandir(volumes)):
+        if entry.name.startswith(FRESH):
+            remove_tree(Path(entry.path))
 
 
 def _fill(found: LockDirectory, rootfs: Path, fresh: Path, owners: tuple[int, int] | None) -> None:

@@ -33,8 +33,9 @@ class _Step(_Record, frozen=True, kw_only=True, tag=True, tag_field="step"):
 class Bind(_Step, frozen=True, kw_only=True):
     """Mount `source` of the host on `target` of the jail, without setuid and (but for a device) without devices.
 
-    own: Stockade made the source, and no symlink may lie on it. volume: state, which `ephemeral` puts aside.
-    submounts: with the mounts below it. optional: skipped where either path is missing.
+    own: Stockade made the source, and no symlink may lie on it. volume: state, which `ephemeral` puts aside: a
+    directory, or a file with an ext4 file system in it; sized: it must be such a file. submounts: with the mounts
+    below it. optional: skipped where either path is missing. executable: programs in it can be executed.
     """
 
     source: str
@@ -42,6 +43,8 @@ class Bind(_Step, frozen=True, kw_only=True):
     writable: bool = False
     own: bool = False
     volume: bool = False
+    sized: bool = False
+    executable: bool = True
     device: bool = False
     submounts: bool = False
     optional: bool = False

@@ -34,13 +34,19 @@ class LockEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LockDirectory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A directory that the launch makes: on a tmpfs, or as a volume's mount point."""
+    """A directory that the launch makes: on a tmpfs, or as a volume's mount point.
+
+    `size` (bytes) and `inodes` (files) are a volume's limits; 0: none, for inodes of a volume with a size as many as
+    go with it.
+    """
 
     path: str
     mode: int
     uid: int = 0
     gid: int = 0
     volume: str = ""          # name of the volume mounted here, "" for a tmpfs directory
+    size: int = 0
+    inodes: int = 0
 
 
 class LockedSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,10 +92,11 @@ class ResourceLimit(_Record, frozen=True, kw_only=True):
 
 
 class NotLimited(_Record, frozen=True, kw_only=True):
-    """A limit of the spec (`memory`, …) that cannot be set on this host, and why."""
+    """A limit of the spec (`memory`, …) that cannot be set on this host, why, and what would help ("": nothing)."""
 
     limit: str
     reason: str
+    remedy: str = ""
 
 
 class CgroupLayout(_Record, frozen=True, kw_only=True):

@@ -88,8 +88,8 @@ class Directory(_Record, frozen=True, kw_only=True):
     owner: str = "root"               # "user" or "user:group"
     kind: Literal["tmpfs", "volume", "fixed"] = "tmpfs"   # fixed: part of the read-only rootfs
     volume: Name | None = None        # name of the volume, for kind "volume"; default: from the path
-    size: Size | None = None          # limit, for tmpfs
-    inodes: int | None = None
+    size: Size | None = None          # limit, for tmpfs and volume
+    inodes: int | None = None         # limit of files; default: 65536 in a tmpfs, one for each 8 KiB of a volume's size
 
 
 class Mount(_Record, frozen=True, kw_only=True):
@@ -196,3 +196,10 @@ class Spec(_Record, frozen=True, kw_only=True):
     record: bool = False              # behind vm: what is executed and typed in the guest is kept outside of it
     locale: bool = False              # the locale set, beyond what was observed
     timezone: bool = True             # the host's time zone
+
+
+def must_stay(spec: Spec) -> bool:
+    """Whether the service has to run until it is stopped; otherwise it is a command that may end."""
+    ready = spec.service.ready
+    waits = any((ready.tcp, ready.udp, ready.unix, ready.file, ready.command, ready.log))
+    return spec.service.forks or waits or any(exercise.where == "client" for exercise in spec.exercises)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from importlib import resources
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,11 @@ import msgspec
 from stockade import places
 from stockade.errors import NotFoundError, SpecError
 from stockade.records.spec import Spec
-from stockade.specfile import rules, shape
-from stockade.specfile.position import line_of
+from stockade.specfile import rules
 
 if TYPE_CHECKING:
     from stockade.specfile.draft import derive, exercise_command, new
+    from stockade.specfile.problem import Problem
 
 __all__ = ["derive", "exercise_command", "find", "load", "loads", "new", "read", "recipe", "recipes", "specs"]
 
@@ -42,17 +41,28 @@ def loads(text: str, where: str) -> Spec:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(_syntax(str(error), where), hint='a spec is TOML: `key = "text"` below `[table]`') from error
-    found = list(shape.check(data))
-    if not found:
+    try:
         spec = msgspec.convert(data, Spec)
+    except msgspec.ValidationError:
+        from stockade.specfile import shape
+
+        found = list(shape.check(data))
+    else:
         found = list(rules.problems(spec))
         if not found:
             return spec
+    raise _mistaken(found, text, where)
+
+
+def _mistaken(found: Iterable[Problem], text: str, where: str) -> SpecError:
+    """The error that tells every mistake in `text` with its line."""
+    from stockade.specfile.position import line_of
+
     located = sorted(((line_of(text, problem.place), problem) for problem in found), key=lambda pair: pair[0])
     if len(located) == 1:
         [(line, problem)] = located
-        raise SpecError(f"{_at(where, line)}: {problem.message}", hint=problem.hint or None)
-    raise SpecError(
+        return SpecError(f"{_at(where, line)}: {problem.message}", hint=problem.hint or None)
+    return SpecError(
         "\n".join(
             f"{_at(where, line)}: {problem.message}{f' ({problem.hint})' if problem.hint else ''}"
             for line, problem in located
@@ -104,11 +114,18 @@ def find(name_or_path: str) -> Path:
     here = Path(f"{name_or_path}.toml")
     if here.is_file():
         hint = f"a spec in this directory is named with its suffix: `{here}`"
-    elif near := difflib.get_close_matches(name_or_path, [*specs(), *recipes()], n=1):
-        hint = f"did you mean `{near[0]}`?"
+    elif near := _nearest(name_or_path):
+        hint = f"did you mean `{near}`?"
     else:
         hint = f"`stockade recipes` lists what is ready; `stockade new {name_or_path} -- COMMAND` writes a spec"
     raise NotFoundError(f"no spec in `{places.configuration()}` and no recipe is called `{name_or_path}`", hint=hint)
+
+
+def _nearest(name: str) -> str:
+    """The spec or recipe whose name is nearest, "" when none is near."""
+    import difflib  # only for a name that is wrong
+
+    return next(iter(difflib.get_close_matches(name, [*specs(), *recipes()], n=1)), "")
 
 
 def specs() -> list[str]:
@@ -118,7 +135,7 @@ def specs() -> list[str]:
 
 def recipe(name: str) -> Path:
     """Return where the recipe `name` is, or would be."""
-    return Path(str(resources.files("stockade").joinpath("recipes").joinpath(f"{name}.toml")))
+    return Path(os.path.dirname(os.path.dirname(__file__)), "recipes", f"{name}.toml")
 
 
 def recipes() -> list[str]:

@@ -69,7 +69,7 @@ def new(
     _section(
         document,
         "[directories]                  # what the service may write to: everything else is read-only",
-        f'"/var/lib/{name}" = {{ kind = "volume", owner = "root" }}   # outlives the jail',
+        f'"/var/lib/{name}" = {{ kind = "volume", owner = "root", size = "256M" }}   # outlives the jail',
         '"/run" = { kind = "tmpfs", size = "16M" }                   # empty at each start',
     )
     _section(document, "[network]", 'mode = "none"                 # loopback only; also "host" and "private"')

@@ -66,8 +66,6 @@ def _directories(spec: Spec) -> Iterator[Problem]:
     volumes = Counter[str]()
     for path, directory in spec.directories.items():
         place = ("directories", path)
-        if directory.kind != "tmpfs" and (directory.size is not None or directory.inodes is not None):
-            yield Problem(place, f'{table(place)} has a limit, and only `kind = "tmpfs"` takes `size` and `inodes`')
         if directory.kind != "volume" and directory.volume is not None:
             yield Problem(
                 place, f"{table(place)} names a volume and is of kind `{directory.kind}`", 'set `kind = "volume"`'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -47,5 +46,7 @@ def _bare(part: str) -> bool:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean `…`?" with the nearest known name, or "" when none is near."""
+    import difflib  # only for a name that is wrong
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean `{near[0]}`?" if near else ""

@@ -12,6 +12,7 @@ import msgspec
 
 from stockade.kernel import capabilities, presets
 from stockade.records import publish
+from stockade.records.policy import size_bytes
 from stockade.records.spec import Spec
 from stockade.specfile import pathrules
 from stockade.specfile.problem import Place, Problem, dotted, key, nearest, table
@@ -22,6 +23,8 @@ WALLS = (("jail",), ("vm",), ("jail", "vm"), ("jail", "vm", "jail"), ("chroot",)
 
 _PRIVILEGED_BELOW = 1024  # net.ipv4.ip_unprivileged_port_start of the host's network
 _ID_COUNT = 65536  # a jail's own user and group ids
+_LEAST_VOLUME, _LARGEST_VOLUME = 8 << 20, 8 << 40
+_LEAST_PER_FILE = 1024
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _REFERENCE = re.compile(r"\$\{(?:secret|secret-file|public):(?P<name>[^}]*)\}")
@@ -187,13 +190,36 @@ def _sizes(spec: Spec) -> Iterator[Problem]:
 def _sizes_that_nothing_keeps(spec: Spec) -> Iterator[Problem]:
     for path, directory in spec.directories.items():
         for name in ("size", "inodes"):
-            if directory.kind != "tmpfs" and getattr(directory, name) is not None:
+            if directory.kind == "fixed" and getattr(directory, name) is not None:
                 place = ("directories", path, name)
                 yield Problem(
-                    place, f"{key(place)} is only kept for a tmpfs, and this is a {directory.kind}",
-                    "`limits.file_size` limits each file; a volume with a size is a file system of its own, mounted at "
-                    "its place in `volumes/`",
+                    place, f"{key(place)} is for a tmpfs or a volume, and this is a part of the read-only root",
+                    "leave it out: nothing is written there",
                 )  # fmt: skip
+
+
+def _sizes_of_volumes(spec: Spec) -> Iterator[Problem]:
+    """A volume with a size is a file system of its own, with a journal, a table of its files, and one file at least."""
+    for path, directory in spec.directories.items():
+        if directory.kind != "volume":
+            continue
+        size = None if directory.size is None else size_bytes(directory.size)
+        place = ("directories", path, "size")
+        if size and not _LEAST_VOLUME <= size <= _LARGEST_VOLUME:
+            yield Problem(
+                place, f"{key(place)} is `{directory.size}`, and a volume has between 8M and 8T",
+                "leave it out for a volume without a limit",
+            )  # fmt: skip
+        place = ("directories", path, "inodes")
+        if directory.inodes is not None and size is None:
+            yield Problem(
+                place, f"{key(place)} limits the files of a volume that has no `size`", 'set both: `size = "256M"`'
+            )  # fmt: skip
+        elif directory.inodes is not None and size is not None and directory.inodes > size // _LEAST_PER_FILE:
+            yield Problem(
+                place, f"{key(place)} is {directory.inodes}, more than one for each {_LEAST_PER_FILE} bytes",
+                "give the volume a larger `size`, or fewer `inodes`",
+            )  # fmt: skip
 
 
 def _accounts(spec: Spec) -> Iterator[Problem]:
@@ -287,6 +313,6 @@ def _unknown(place: Place, what: str, name: str, known: Collection[str]) -> Prob
 
 RULES: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
     _nul_bytes, _walls, _host_name, _signals, _capabilities, _system_calls, _devices, _network, _published,
-    _listening, _sizes, _sizes_that_nothing_keeps, *pathrules.RULES, _accounts, _secrets, _references, _expressions,
-    _exercises, _environment,
+    _listening, _sizes, _sizes_that_nothing_keeps, _sizes_of_volumes, *pathrules.RULES, _accounts, _secrets,
+    _references, _expressions, _exercises, _environment,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from stockade.kernel import presets
 from stockade.records.finding import Unchecked
 from stockade.records.lock import Lock
 from stockade.records.spec import Spec
+from stockade.records.text import unescape
 from stockade.records.trace import Trace
 from stockade.resolve.capabilities import candidates
 
@@ -37,6 +38,8 @@ def policy(subject: Subject) -> Iterator[Seen | Unchecked]:
     yield from _network(spec, subject.trace)
     yield from _mounts(spec)
     yield from _limits(spec)
+    if spec.walls == ("jail",):
+        yield from _volumes(lock, subject.unlimited)
 
 
 def _walls(spec: Spec) -> Iterator[Seen]:
@@ -147,3 +150,13 @@ def _limits(spec: Spec) -> Iterator[Seen]:
         yield Seen("LIMIT-MEMORY", "", "limits.memory is not set")
     if spec.limits.processes is None:
         yield Seen("LIMIT-PROCESSES", "", "limits.processes is not set")
+
+
+def _volumes(lock: Lock, unlimited: str) -> Iterator[Seen | Unchecked]:
+    volumes = [found for found in lock.directories if found.volume]
+    if volumes and unlimited:
+        yield Unchecked(code="LIMIT-VOLUME", reason=unlimited)
+        return
+    for found in volumes:
+        if not found.size:
+            yield Seen("LIMIT-VOLUME", unescape(found.path), f"the volume `{found.volume}` has no `size`")

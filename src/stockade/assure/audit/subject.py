@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from stockade.errors import StateError
+from stockade.kernel import loop
 from stockade.records.generation import Generation
 from stockade.records.lock import Lock, LockEntry
 from stockade.records.spec import Spec
@@ -23,8 +24,8 @@ __all__ = ["Subject", "of_directory", "of_generation"]
 class Subject:
     """A tree at `root` and, of a jail, its lock, the spec that it was built from and the trace of what was observed.
 
-    `user` is the id that the service has in a directory, None where nobody said. `host` is where the host's own files
-    are found, for comparison.
+    `user` is the id that the service has in a directory, None where nobody said. `unlimited` is why the jail's volumes
+    cannot be limited here. `host` is where the host's own files are found, for comparison.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Subject:
     spec: Spec | None = None
     trace: Trace | None = None
     user: int | None = None
+    unlimited: str = ""
     host: Path = field(default=Path("/"))
 
     @functools.cached_property
@@ -78,8 +80,9 @@ def of_generation(name: str, generation: Generation) -> Subject:
             hint=f"`stockade build {name}` makes a new generation",
         ) from error
     return Subject(
-        name=name, root=generation.rootfs, generation=generation.number, lock=generation.lock, spec=spec, trace=trace
-    )
+        name=name, root=generation.rootfs, generation=generation.number, lock=generation.lock, spec=spec, trace=trace,
+        unlimited=loop.lacking(),
+    )  # fmt: skip
 
 
 def _trace(path: Path) -> Trace | None:

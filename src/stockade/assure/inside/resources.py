@@ -18,6 +18,7 @@ __all__ = ["PROBES"]
 _MOST_PROCESSES = 256
 _MOST_MEMORY = 512 << 20
 _MOST_SPACE = 32 << 20
+_MOST_DISK = 4 << 30       # what is only reserved there is not written
 _MOST_INODES = 2048
 _MOST_FILES = 4096
 _STEP = 1 << 20
@@ -83,15 +84,17 @@ def space(world: World) -> Result:
     if world.request["unknown_storage"]:
         results.append(unlimited("disk: no limit is set"))
     for path in world.request["tmpfs"]:
-        results += [_bytes(path), _inodes(path)]
+        results += [_bytes(path, _MOST_SPACE), _inodes(path)]
+    for path in world.request["sized"]:
+        results += [_bytes(path, _MOST_DISK), _inodes(path)]
     return worst(results) if results else held("nothing here can be written to")
 
 
-def _bytes(path: str) -> Result:
+def _bytes(path: str, most: int) -> Result:
     status = os.statvfs(path)
     size = status.f_blocks * status.f_frsize
-    if not 0 < size <= _MOST_SPACE:
-        return unlimited(f"disk: the tmpfs {path} has no limit")
+    if not 0 < size <= most:
+        return unlimited(f"disk: the file system at {path} has no limit")
     name = f"{path}/.stockade-space"
     try:
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -110,7 +113,7 @@ def _bytes(path: str) -> Result:
 def _inodes(path: str) -> Result:
     limit = os.statvfs(path).f_files
     if not 0 < limit <= _MOST_INODES:
-        return unlimited(f"inodes: the tmpfs {path} has no limit")
+        return unlimited(f"inodes: the file system at {path} has no limit")
     made = []
     try:
         for number in range(limit + 1):
