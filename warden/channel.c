@@ -34,6 +34,7 @@ struct session {
 };
 
 static int line = -1;
+static bool opened;
 static struct session sessions[SESSIONS];
 static unsigned char buffer[HEADER + FRAME_MOST];
 static size_t buffered;
@@ -53,6 +54,12 @@ void channel_open(const char *device)
     cfmakeraw(&raw);
     if (tcsetattr(line, TCSANOW, &raw) != 0)
         fail("line", device);
+    opened = true;
+}
+
+bool channel_lost(void)
+{
+    return opened && line < 0;
 }
 
 void channel_frame(enum frame_kind kind, unsigned session, const void *payload, size_t length)

@@ -36,12 +36,16 @@ enum frame_kind {
     FRAME_FAULT = 22,   /* text: what went wrong in the guest's start */
     FRAME_TAKEN = 23,   /* u32 bytes of the line that were read: the host keeps below what the terminal can hold */
     FRAME_RECORD = 24,  /* u16 type of an audit message, text; session 1: the next frame goes on with it */
+    FRAME_GATHERS = 25, /* text "START END", hexadecimal: the kernel's code that gathers what is typed */
 };
 
 enum exec_flag { EXEC_TERMINAL = 1 };
 
 /* Takes the line over; it is a terminal and becomes raw. */
 void channel_open(const char *device);
+
+/* The line that was open is so no more. */
+bool channel_lost(void);
 
 /* Sends a frame; nothing without a line. */
 void channel_frame(enum frame_kind kind, unsigned session, const void *payload, size_t length);

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pack.h"
 #include "util.h"
 
 #define CHUNK 65536
@@ -18,9 +19,8 @@
 
 bool is_files_command(const char *name)
 {
-    return strcmp(name, "@read") == 0 || strcmp(name, "@write") == 0 || strcmp(name, "@list") == 0 ||
-           strcmp(name, "@sync") == 0 ||
-           strcmp(name, "@mkdir") == 0;
+    return strcmp(name, "@read") == 0 || strcmp(name, "@list") == 0 || strcmp(name, "@sync") == 0 ||
+           strcmp(name, "@pack") == 0 || strcmp(name, "@unpack") == 0;
 }
 
 static int copy(int from, int to)
@@ -50,39 +50,22 @@ static int read_file(const char *path)
     return copy(fd, STDOUT_FILENO);
 }
 
-/* The file is there whole or not at all. */
-static int write_file_whole(const char *path, const char *mode)
-{
-    char fresh[PATH_MAX];
-    const int length = snprintf(fresh, sizeof fresh, "%s.stockade-new", path);
-
-    if (length < 0 || (size_t)length >= sizeof fresh)
-        return ENAMETOOLONG;
-    unlink(fresh);
-    const int fd = open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return errno;
-    int error = copy(STDIN_FILENO, fd);
-    if (error == 0 && (fchmod(fd, (mode_t)strtoul(mode, NULL, 8) & 07777) != 0 || rename(fresh, path) != 0))
-        error = errno;
-    if (error != 0)
-        unlink(fresh);
-    return error;
-}
-
-/* One record, ended by a NUL: `TYPE MODE UID GID SIZE PATH`, and for a link ` -> TARGET` after a second NUL. */
+/* One record, ended by a NUL: `TYPE MODE UID GID BYTES PATH`, and a second one with the target of a link. BYTES are
+ * those of its contents that are no hole. */
 static void print_entry(const char *path, const struct stat *status)
 {
     const char type = S_ISREG(status->st_mode)   ? 'f'
                       : S_ISDIR(status->st_mode) ? 'd'
                       : S_ISLNK(status->st_mode) ? 'l'
                                                  : 'o';
+    const unsigned long long held = (unsigned long long)status->st_blocks * 512U,
+                             size = (unsigned long long)status->st_size;
     char target[PATH_MAX] = "";
 
     if (type == 'l' && readlink(path, target, sizeof target - 1) < 0)
         target[0] = '\0';
     printf("%c %o %u %u %llu %s%c%s%c", type, status->st_mode & 07777, status->st_uid, status->st_gid,
-           (unsigned long long)status->st_size, path, '\0', target, '\0');
+           held < size ? held : size, path, '\0', target, '\0');
 }
 
 static int list(const char *path, dev_t device, int depth)
@@ -127,10 +110,10 @@ int files_command(char *const *argv)
         return EINVAL;
     if (strcmp(argv[0], "@read") == 0)
         error = read_file(argv[1]);
-    else if (strcmp(argv[0], "@write") == 0 && argv[2] != NULL)
-        error = write_file_whole(argv[1], argv[2]);
-    else if (strcmp(argv[0], "@mkdir") == 0)
-        error = mkdir(argv[1], 0755) == 0 ? 0 : errno;
+    else if (strcmp(argv[0], "@pack") == 0)
+        error = pack(argv[1], argv[2]);
+    else if (strcmp(argv[0], "@unpack") == 0)
+        error = unpack(argv[1], argv[2]);
     else if (strcmp(argv[0], "@list") == 0)
         error = lstat(argv[1], &status) != 0 ? errno : list(argv[1], status.st_dev, 0);
     if (fflush(stdout) != 0 && error == 0)

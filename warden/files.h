@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-/* Carries out `@read PATH`, `@write PATH MODE`, `@list PATH`, `@mkdir PATH` or `@sync` on standard input and output and returns the exit
- * status: 0, or an errno. */
+/* Carries out `@read PATH`, `@list PATH`, `@pack PATH [DEVICE]`, `@unpack PATH [DEVICE]` or `@sync` on standard input and
+ * output and returns the exit status: 0, or an errno. */
 int files_command(char *const *argv);
 
 bool is_files_command(const char *name);

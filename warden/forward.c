@@ -27,6 +27,7 @@
 #define COPIED (1U << 16)     /* bytes up to which copying costs less than two splices */
 #define CHUNK (1U << 20)      /* bytes that one splice asks for, and the size of a pipe */
 #define TURN (4U * CHUNK)     /* bytes that a connection may move before the others get their turn */
+#define PAUSE_MS 200          /* while no more connections can be taken */
 #define ACCEPTED 16           /* connections taken before those that are open get their turn */
 #define SESSIONS 512          /* UDP peers at once */
 #define SESSION_SECONDS 60
@@ -81,6 +82,7 @@ static struct gate gates[SOCKETS];
 static struct session *sessions[SESSIONS];
 static struct stream *closed_streams;
 static struct session *ended_sessions;
+static time_t paused; /* since when no more connections are taken; 0: they are */
 static char datagram[DATAGRAM];
 static char copied[COPIED];
 
@@ -332,11 +334,22 @@ static void begin_stream(int client, uint16_t port)
         close_stream(stream, true);
 }
 
+/* Clients that cannot be taken now wait in the kernel's queue, and must not wake the forwarder over and over. */
+static void listen_again(bool yes)
+{
+    for (size_t i = 0; i < SOCKETS; i++)
+        if (gates[i].port != 0 && gates[i].source.kind == LISTENER)
+            watch(EPOLL_CTL_MOD, gates[i].source.fd, &gates[i].source, yes ? EPOLLIN : 0);
+    paused = yes ? 0 : now();
+}
+
 static void accept_streams(const struct gate *gate)
 {
     for (int taken = 0; taken < ACCEPTED; taken++) {
         const int client = accept4(gate->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
+        if (client < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
+            listen_again(false);
         if (client < 0)
             return;
         begin_stream(client, gate->port);
@@ -567,12 +580,15 @@ int forward(int argc, char **argv)
     go_to_background();
     for (;;) {
         struct epoll_event events[EVENTS];
-        const int count = epoll_wait(poller, events, EVENTS, SESSION_SECONDS * 1000);
+        const bool pausing = paused != 0;
+        const int count = epoll_wait(poller, events, EVENTS, pausing ? PAUSE_MS : SESSION_SECONDS * 1000);
 
         if (count < 0 && errno != EINTR)
             fail("forward epoll_wait", "");
         for (int i = 0; i < count; i++)
             serve(&events[i]);
+        if (pausing && (count == 0 || now() != paused || closed_streams != NULL || ended_sessions != NULL))
+            listen_again(true);
         free_closed();
         if (now() - swept >= SESSION_SECONDS) {
             end_old_sessions();

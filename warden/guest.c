@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "channel.h"
+#include "handover.h"
 #include "mounts.h"
 #include "plan.h"
 #include "record.h"
@@ -37,6 +38,7 @@
 #define STOP_MS 10000
 #define TERM_MS 300 /* for what the service left behind */
 #define INTERFACES 4
+#define DATAGRAMS "4194304" /* bytes of a socket's datagrams that nobody has read yet */
 
 static pid_t service;
 static bool service_ended;
@@ -80,11 +82,16 @@ static void link_to(const char *target, const char *path)
         fail("symlink", path);
 }
 
-static void system_mounts(void)
+/* What the warden itself needs. */
+static void first_mounts(void)
 {
     mount_on("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, true);
-    mount_on("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL, false);
     mount_on("devtmpfs", "/dev", MS_NOSUID, "mode=0755", true);
+}
+
+static void system_mounts(void)
+{
+    mount_on("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL, false);
     mkdir("/dev/pts", 0755); /* EEXIST on a device file system that the kernel filled */
     mkdir("/dev/shm", 01777);
     mount_on("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666", true);
@@ -197,6 +204,9 @@ static void network(void)
     }
     /* Every port may be the service's: nothing else listens here. */
     write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    /* UML's interface takes room for its largest packet for each: of the default three datagrams would fill a socket. */
+    write_file("/proc/sys/net/core/rmem_max", DATAGRAMS);
+    write_file("/proc/sys/net/core/rmem_default", DATAGRAMS);
     if (*setting("dns") != '\0') {
         const int fd = open("/etc/resolv.conf", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
         const int length = snprintf(text, sizeof text, "nameserver %s\n", setting("dns"));
@@ -374,6 +384,18 @@ static bool told_to_stop(int signals)
     return stop;
 }
 
+/* The image has a PID 1 of its own, which mounts the rest and whose services are its own. */
+static _Noreturn void other_system(void)
+{
+    if (*setting("line") != '\0')
+        channel_open(setting("line"));
+    modules();
+    if (*setting("hostname") != '\0' && sethostname(setting("hostname"), strlen(setting("hostname"))) != 0)
+        fail("hostname", setting("hostname"));
+    network();
+    hand_over(setting("system"));
+}
+
 _Noreturn void guest_main(void)
 {
     struct pollfd watched[WATCHED];
@@ -381,6 +403,9 @@ _Noreturn void guest_main(void)
     failure_hook = guest_failure;
     dprintf(STDOUT_FILENO, "stockade: guest starts\n");
     umask(022);
+    first_mounts();
+    if (*setting("system") != '\0')
+        other_system();
     system_mounts();
     const int signals = signals_open();
     if (*setting("line") != '\0')
@@ -408,6 +433,10 @@ _Noreturn void guest_main(void)
         bool stop = told_to_stop(signals);
         reap();
         const enum frame_kind request = channel_serve();
+        if (record >= 0 && channel_lost()) { /* root in here can hang it up: what nobody is told of is not done */
+            errno = EPIPE;
+            fail("record", setting("line"));
+        }
         if (request == FRAME_SERVICE)
             start_service();
         stop = stop || request == FRAME_STOP || (service_ended && strcmp(setting("end"), "1") == 0);

@@ -185,11 +185,12 @@ static _Noreturn void keep_house(const struct settings *settings, int lifeline, 
     _exit(0);
 }
 
-/* PID 1 keeps nothing that jail root could want: one socket, at most the end of a pipe, and the right to signal any
- * uid of the jail. */
-static void lay_down_rights(int lifeline, int drain)
+/* PID 1 keeps nothing that jail root could want: one socket, at most the end of a pipe, what is held for a jail that may
+ * outlive its supervisor, and the right to signal any uid of the jail. */
+static void lay_down_rights(const struct plan *plan, const struct settings *settings, int lifeline, int drain)
 {
-    const int kept[] = {lifeline, drain};
+    int kept[MESSAGE_FDS] = {lifeline, drain};
+    const size_t count = 2 + (settings->lifeline ? 0 : settings_kept(plan, kept + 2, MESSAGE_FDS - 2));
 
     for (unsigned long capability = 0; capability < CAPABILITY_LIMIT; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0)
@@ -197,7 +198,8 @@ static void lay_down_rights(int lifeline, int drain)
     capabilities_limit(1U << CAPABILITY_KILL, false);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         fail("no_new_privs", "PID 1");
-    keep_only(kept, 2);
+    refuse_directories(kept + 2, count - 2);
+    keep_only(kept, count);
 }
 
 _Noreturn void jail_main(const struct plan *plan, const struct settings *settings, int channel, int lifeline, int drain)
@@ -235,6 +237,6 @@ _Noreturn void jail_main(const struct plan *plan, const struct settings *setting
             close(drain);
         drain = -1;
     }
-    lay_down_rights(lifeline, drain);
+    lay_down_rights(plan, settings, lifeline, drain);
     keep_house(settings, lifeline, drain, service);
 }

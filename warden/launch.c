@@ -26,6 +26,7 @@
 
 #define MAP_LINES 340 /* the kernel's limit (user_namespaces(7)) */
 #define BATCH 60
+#define JOINED_MOST 16
 
 static const int standard[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
 
@@ -54,7 +55,10 @@ static void become_child(const struct plan *plan, const struct settings *setting
     failure_hook = child_failed;
     if (ends->output >= 0 && (dup2(ends->output, STDOUT_FILENO) < 0 || dup2(ends->output, STDERR_FILENO) < 0))
         fail("descriptors", "output");
-    keep_only(kept, 7 + settings_passed(plan, kept + 7, MESSAGE_FDS - 7));
+    size_t count = 7 + settings_passed(plan, kept + 7, MESSAGE_FDS - 7);
+    if (!settings->lifeline)
+        count += settings_kept(plan, kept + count, MESSAGE_FDS - count);
+    keep_only(kept, count);
 }
 
 /* What only the service and the helpers need; a jail that is started anew gives it to each life. */
@@ -81,12 +85,26 @@ static void make_cgroup(const struct record *record)
         fail("cgroup", record->data);
 }
 
+/* A cgroup hands no controller on while a process is in it, as the one that this supervisor left in the foreground is
+ * for a moment. */
+static bool write_settled(const char *path, const char *value)
+{
+    for (int tries = 0; tries < 1000; tries++) {
+        if (write_file(path, value))
+            return true;
+        if (errno != EBUSY)
+            return false;
+        usleep(2000);
+    }
+    return false;
+}
+
 static void prepare_outside(const struct plan *plan)
 {
     for (const struct record *record = plan->records; record < plan->records + plan->count; record++) {
         if (record->op == OP_CGROUP_DIR)
             make_cgroup(record);
-        if (record->op == OP_WRITE && !write_file(record->data, plan_string(record, record->data)))
+        if (record->op == OP_WRITE && !write_settled(record->data, plan_string(record, record->data)))
             fail("write", record->data);
         if (is_removed(record))
             note("remove %s", record->data);
@@ -287,6 +305,13 @@ static struct child open_channels(const struct plan *plan, bool own_pid1, struct
     channel_pair(ends);
     child.channel = ends[0];
     theirs->channel = ends[1];
+    /* Out of the way of the numbers that passed descriptors get: until the exec failures go through it. */
+    if (plan_next(plan, OP_PASS, NULL) != NULL) {
+        theirs->channel = fcntl(ends[1], F_DUPFD_CLOEXEC, PASS_MOST + 1);
+        if (theirs->channel < 0)
+            fail("descriptors", "channel");
+        close(ends[1]);
+    }
     if (setsockopt(child.channel, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) != 0)
         fail("channel", "SO_PASSCRED");
     if (own_pid1) {
@@ -336,6 +361,13 @@ static void name_instance(struct plan *plan, const struct settings *settings)
     note("instance %s", instance);
 }
 
+/* Where one id is mapped setgroups is denied inside, and root's groups must not go along. */
+static void drop_groups(const struct settings *settings)
+{
+    if (settings->single && geteuid() == 0 && setgroups(0, NULL) != 0)
+        fail("groups", "");
+}
+
 int launch(struct plan *plan, const struct settings *settings)
 {
     const bool jail = settings->chroot == NULL;
@@ -351,9 +383,7 @@ int launch(struct plan *plan, const struct settings *settings)
     name_instance(plan, settings);
     struct child child = open_channels(plan, jail, &ends);
     prepare_outside(plan);
-    /* In there setgroups is denied, and root's groups must not go along. */
-    if (settings->single && geteuid() == 0 && setgroups(0, NULL) != 0)
-        fail("groups", "");
+    drop_groups(settings);
 
     child.pid = jail ? sys_clone(settings->namespaces & ~NEW_CGROUP) : fork();
     if (child.pid < 0)
@@ -384,7 +414,7 @@ int launch(struct plan *plan, const struct settings *settings)
 
 int enter(struct plan *plan, const struct settings *settings)
 {
-    int joined[16];
+    int joined[JOINED_MOST];
     struct ends ends;
     const struct record *record = NULL;
     struct message go;
@@ -396,11 +426,13 @@ int enter(struct plan *plan, const struct settings *settings)
     name_instance(plan, settings);
     struct child child = open_channels(plan, false, &ends);
     /* Opened while the host's tree can still be reached. */
-    while ((record = plan_next(plan, OP_CGROUP_JOIN, record)) != NULL && count < 16) {
-        joined[count] = open(record->data, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    while ((record = plan_next(plan, OP_CGROUP_JOIN, record)) != NULL) {
+        errno = EMFILE;
+        joined[count] = count < JOINED_MOST - 1 ? open(record->data, O_WRONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
         if (joined[count++] < 0)
             fail("cgroup", record->data);
     }
+    drop_groups(settings);
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
         fail("dumpable", "enter");
     if (sys_setns(settings->enter, settings->namespaces) != 0)

@@ -65,7 +65,7 @@ static void rotate(void)
 
 void log_write(const char *bytes, size_t length)
 {
-    if (file.fd < 0)
+    if (file.path == NULL || (file.fd < 0 && !reopen()))
         return;
     if (file.most > 0 && file.size > 0 && file.size + length > file.most)
         rotate();
@@ -111,7 +111,7 @@ void log_datagram(const char *bytes, size_t length)
             line[used++] = byte < ' ' && byte != '\t' ? '?' : (char)byte; /* no escape sequences for a terminal */
     }
     line[used++] = '\n';
-    if (file.fd >= 0)
+    if (file.path != NULL)
         log_write(line, used);
     else
         write_all(STDERR_FILENO, line, used);

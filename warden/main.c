@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,11 +27,6 @@
 #define ADD_SEALS 1033 /* F_ADD_SEALS */
 #define GET_SEALS 1034 /* F_GET_SEALS */
 #define ALL_SEALS 0x0f /* seal, shrink, grow, write */
-
-static void plain_failure(int error, const char *step, const char *object)
-{
-    dprintf(STDERR_FILENO, "error: launch step `%s` failed on `%s`: %s\n", step, object, strerror(error));
-}
 
 /* From a sealed copy nobody in the jail can reach the program on the host, not even by /proc/1/exe, and with no
  * environment there is none to read in /proc/1/environ. */
@@ -128,7 +124,8 @@ int main(int argc, char **argv)
     struct plan plan = {NULL, 0};
     struct settings settings;
 
-    failure_hook = plain_failure;
+    failure_hook = failure_print;
+    signal(SIGCHLD, SIG_DFL); /* where the caller ignores it, no child's end would be seen (waitpid(2)) */
     if (getpid() == 1 && strcmp(argv[0], GUEST_INIT) == 0)
         guest_main();
     if (argc > 1 && strcmp(argv[1], "forward") == 0)

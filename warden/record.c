@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,6 +34,14 @@
 #define FIELDS 64
 #define BACKLOG 8192
 #define BUFFER (4 << 20)
+#define AUDIT_CONTROL 30 /* CAP_AUDIT_CONTROL of capabilities(7) */
+#define TYPED 1319 /* AUDIT_TTY */
+#define GATHERS "tty_audit_add_data" /* drivers/tty/tty_audit.c */
+
+struct address {
+    uint16_t family, zero;
+    uint32_t port, groups;
+};
 
 struct header {
     uint32_t length;
@@ -53,7 +63,7 @@ struct tty_status {
 
 /* What tells who did what: SYSCALL, CWD and EXECVE of an exec, what was typed, what programs say of logins, and changes
  * of the audit subsystem itself. */
-static const uint16_t told[] = {1300, 1305, 1307, 1309, 1319, 1100, 1101, 1103, 1104, 1105, 1106, 1112, 1113, 1124};
+static const uint16_t told[] = {1300, 1305, 1307, 1309, TYPED, 1100, 1101, 1103, 1104, 1105, 1106, 1112, 1113, 1124};
 
 static int kernel = -1;
 
@@ -90,6 +100,28 @@ static void ask(int fd, uint16_t type, const void *payload, size_t length)
     }
 }
 
+/* Where the kernel gathers what is typed until it is worth a message: the host makes it tell each key at once. */
+static void tell_where_keys_are_gathered(void)
+{
+    char text[256], range[64], name[128], type;
+    unsigned long address, start = 0;
+    FILE *symbols = fopen("/proc/kallsyms", "re");
+
+    while (symbols != NULL && fgets(text, sizeof text, symbols) != NULL) {
+        if (sscanf(text, "%lx %c %127s", &address, &type, name) != 3)
+            continue;
+        if (start != 0 && address > start) {
+            const int length = snprintf(range, sizeof range, "%lx %lx", start, address);
+            channel_frame(FRAME_GATHERS, 0, range, (size_t)length);
+            break;
+        }
+        if (strcmp(name, GATHERS) == 0)
+            start = address;
+    }
+    if (symbols != NULL)
+        fclose(symbols);
+}
+
 int record_open(void)
 {
     const char *wanted = getenv("stockade_record");
@@ -114,8 +146,23 @@ int record_open(void)
     ask(fd, AUDIT_TTY_SET, &tty, sizeof tty); /* of this process, and so of all that come from it */
     status = (struct status){.mask = AUDIT_STATUS_ENABLED, .enabled = AUDIT_LOCKED};
     ask(fd, AUDIT_SET, &status, sizeof status);
+    tell_where_keys_are_gathered();
+    /* Locked or not, whoever has this may stop the record of its own terminal (AUDIT_TTY_SET): nobody but PID 1 has it. */
+    if (prctl(PR_CAPBSET_DROP, AUDIT_CONTROL, 0, 0, 0) != 0)
+        fail("record", "capability");
     kernel = fd;
     return fd;
+}
+
+/* `audit(TIME:NUMBER): tty pid=1 …`: what this process reads from a terminal is the line to the host, which nobody
+ * types. */
+static bool is_own_line(const struct header *header, const unsigned char *text, size_t length)
+{
+    char own[32];
+    const size_t count = (size_t)snprintf(own, sizeof own, "): tty pid=%d ", (int)getpid());
+    const unsigned char *end = memchr(text, ')', length);
+
+    return header->type == TYPED && end != NULL && (size_t)(text + length - end) > count && memcmp(end, own, count) == 0;
 }
 
 void record_read(void)
@@ -124,12 +171,19 @@ void record_read(void)
     struct header header;
 
     while (kernel >= 0) {
-        const ssize_t got = recv(kernel, message, sizeof message, MSG_DONTWAIT);
+        struct address sender = {0};
+        socklen_t size = sizeof sender;
+        const ssize_t got =
+            recvfrom(kernel, message, sizeof message, MSG_DONTWAIT, (struct sockaddr *)(void *)&sender, &size);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < (ssize_t)sizeof header)
             return;
+        if (sender.port != 0) /* root of the guest may send here too: only the kernel is 0 (netlink(7)) */
+            continue;
         memcpy(&header, message, sizeof header);
+        if (is_own_line(&header, message + sizeof header, (size_t)got - sizeof header))
+            continue;
         for (size_t i = 0; i < sizeof told / sizeof *told; i++)
             if (header.type == told[i])
                 channel_record(header.type, message + sizeof header, (size_t)got - sizeof header);

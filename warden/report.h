@@ -12,6 +12,9 @@ extern void (*failure_hook)(int error, const char *step, const char *object);
 /* The step failed with errno: never returns, never goes on. */
 _Noreturn void fail(const char *step, const char *object);
 
+/* Says it on standard error. */
+void failure_print(int error, const char *step, const char *object);
+
 /* The exit status that tells the caller about a failed step. */
 int failure_status(const char *step, int error);
 

@@ -75,7 +75,7 @@ static void own_terminal(const struct settings *settings, int channel)
 
 /* In two passes, because the number that one fd goes to may be another's source. Everything else that is still
  * open closes at the exec. */
-static void pass_descriptors(const struct plan *plan, int *channel, int *gate)
+static void pass_descriptors(const struct plan *plan, int *gate)
 {
     const struct record *record = NULL;
     int high[PASS_LIMIT];
@@ -83,7 +83,6 @@ static void pass_descriptors(const struct plan *plan, int *channel, int *gate)
 
     if (plan_next(plan, OP_PASS, NULL) == NULL)
         return;
-    *channel = fcntl(*channel, F_DUPFD_CLOEXEC, PASS_MOST + 1);
     if (*gate >= 0)
         *gate = fcntl(*gate, F_DUPFD_CLOEXEC, PASS_MOST + 1);
     while ((record = plan_next(plan, OP_PASS, record)) != NULL && count < PASS_LIMIT) {
@@ -216,6 +215,9 @@ static void credentials(const struct plan *plan, const struct settings *settings
             fail("capabilities", decimal(capability, text));
     if (prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) != 0)
         fail("capabilities", "keep");
+    /* A change of ids makes it what fs.suid_dumpable says (proc(5)); others of these ids may be in the jail already. */
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
+        fail("dumpable", "service");
 }
 
 /* Whoever started the launcher may have ignored or blocked signals; both would outlive the exec. */
@@ -259,6 +261,17 @@ static void filters(const struct plan *plan)
             fail("seccomp", "filter");
 }
 
+static char *variable(const struct record *record)
+{
+    char *with_pid = NULL;
+
+    if (record->a == 0)
+        return (char *)(uintptr_t)record->data;
+    if (asprintf(&with_pid, "%s%d", record->data, (int)getpid()) < 0)
+        fail("memory", "");
+    return with_pid;
+}
+
 /* Later records replace earlier ones of the same name. */
 static char **environment(const struct plan *plan)
 {
@@ -273,7 +286,7 @@ static char **environment(const struct plan *plan)
         size_t place = 0;
         while (place < count && strncmp(vector[place], record->data, name) != 0)
             place++;
-        vector[place] = (char *)(uintptr_t)record->data;
+        vector[place] = variable(record);
         count += place == count;
     }
     return vector;
@@ -340,7 +353,7 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
         own_terminal(settings, channel);
     refuse_directories(standard, 3);
     refuse_directories(passed, settings_passed(plan, passed, PASS_LIMIT));
-    pass_descriptors(plan, &channel, &gate);
+    pass_descriptors(plan, &gate);
     close_unpassed(plan, channel, gate);
     limits(plan);
     /* ENOSYS: a kernel without keyrings has none to inherit. */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -24,6 +25,8 @@
 
 #define REPORT_LINE (MESSAGE_TEXT + 128)
 
+#define DRAIN_MOST 1024 /* reads: more than a pipe of a process without privileges holds (pipe(7)) */
+#define ENDING_MS 1000
 #define HELPER_MS 2000
 #define HELPER_TURN_MS 50
 
@@ -53,7 +56,7 @@ void supervisor_owns(const struct child *child)
 
 static void tell(int fd, const char *line, size_t length)
 {
-    if (fd >= 0 && !write_all(fd, line, length) && errno != EPIPE && errno != ENOSPC && errno != EAGAIN)
+    if (fd >= 0 && !write_all(fd, line, length) && (errno == EBADF || errno == EINVAL))
         _exit(EXIT_WALLS); /* not a descriptor of ours: the caller broke its own plan */
 }
 
@@ -137,13 +140,39 @@ bool is_removed(const struct record *record)
     return record->op == OP_REMOVE || (record->op == OP_CGROUP_DIR && record->a == 0);
 }
 
-/* Last made, first removed. */
+/* Last made, first removed. Whoever entered a jail made nothing, and its paths lead to the jail's. */
 static void remove_leftovers(void)
 {
+    if (self.settings->enter >= 0)
+        return;
     for (size_t i = self.plan->count; i-- > 0;) {
         const struct record *record = &self.plan->records[i];
         if (is_removed(record))
             remove_path(record->data);
+    }
+}
+
+/* How many of the jail's processes the kernel killed at its memory limit: memory.events of control groups in version 2,
+ * memory.oom_control in 1. */
+static void tell_of_memory(void)
+{
+    static const char *const files[] = {"memory.events", "memory.oom_control"};
+    char path[PATH_MAX], text[512];
+
+    for (size_t i = 0; i < 2 * self.plan->count && self.settings->enter < 0; i++) {
+        const struct record *record = &self.plan->records[i / 2];
+        if (record->op != OP_CGROUP_DIR || record->a != 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", record->data, files[i % 2]);
+        const int fd = open(path, O_RDONLY | O_CLOEXEC);
+        const ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+        if (fd >= 0)
+            close(fd);
+        text[got > 0 ? got : 0] = '\0';
+        const char *count = strstr(text, "oom_kill ");
+        const unsigned long killed = count == NULL ? 0 : strtoul(count + sizeof "oom_kill", NULL, 10);
+        if (killed != 0)
+            note("memory %lu", killed);
     }
 }
 
@@ -163,8 +192,9 @@ static void explain_failure(int error, const char *step, const char *object)
 
     if (self.settings->status >= 0)
         return;
-    if (record == NULL) {
-        dprintf(STDERR_FILENO, "error: launch step `%s` failed on `%s`: %s\n", step, object, strerror(error));
+    /* Within a jail that was entered the command would be the jail's, and run without its walls. */
+    if (record == NULL || self.settings->enter >= 0) {
+        failure_print(error, step, object);
         return;
     }
     char **argv = plan_strings(record);
@@ -194,11 +224,36 @@ static void prefer_the_childs_reason(int *error, const char **step, const char *
         }
 }
 
+/* A process that ends closes its sockets first: where one was found closed it is waited for. */
+static bool child_is_gone(bool ending, int *status)
+{
+    int left = ending ? ENDING_MS / HELPER_TURN_MS : 0;
+    pid_t pid = 0;
+
+    while (self.child > 0 && (pid = waitpid(self.child, status, WNOHANG)) == 0 && left-- > 0)
+        poll(NULL, 0, HELPER_TURN_MS);
+    return self.child > 0 && pid == self.child;
+}
+
 static void launcher_failed(int error, const char *step, const char *object)
 {
+    const bool ending = strcmp(step, "channel") == 0;
+    int status;
+
     failure_hook = NULL;
-    if (strcmp(step, "channel") == 0)
+    /* Whatever fails once the child is gone does so for want of it. */
+    const bool gone = child_is_gone(ending, &status);
+    if (gone && WIFSIGNALED(status)) {
+        error = ECHILD;
+        step = "launch";
+        object = "PID 1";
+    } else if (gone || ending) {
         prefer_the_childs_reason(&error, &step, &object);
+    }
+    if (gone) {
+        self.child = 0;
+        wait_for_helpers();
+    }
     if (self.child > 0) {
         kill(self.child, SIGKILL);
         while (waitpid(self.child, NULL, 0) < 0 && errno == EINTR)
@@ -231,6 +286,7 @@ void supervisor_begin(const struct plan *plan, const struct settings *settings)
     if (self.proc < 0)
         fail("supervise", "/proc");
     sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL); /* a log that may grow no further must not end the jail */
     sigemptyset(&read_later);
     sigaddset(&read_later, SIGCHLD);
     sigaddset(&read_later, SIGPWR);
@@ -278,7 +334,7 @@ static void read_channel(void)
         self.watched[CHANNEL].fd = -1;
         if (!self.saw_service) {
             errno = ECHILD;
-            fail("launch", "PID 1 ended early");
+            fail("launch", "PID 1");
         }
         say("exec ok");
         return;
@@ -308,12 +364,13 @@ static void read_channel(void)
     }
 }
 
-/* False at the end of the stream, or when nothing is there now. */
+/* False at the end of the stream, or with EAGAIN when nothing is there now. */
 static bool read_output(int fd)
 {
     char bytes[65536];
-    const ssize_t got = read(fd, bytes, sizeof bytes);
 
+    errno = 0;
+    const ssize_t got = read(fd, bytes, sizeof bytes);
     if (got > 0)
         log_write(bytes, (size_t)got);
     return got > 0;
@@ -392,14 +449,15 @@ static void wait_for_helpers(void)
         }
 }
 
-/* Every process of the jail is gone: what it wrote last is in the pipes. */
+/* What was written last is in the pipes. Processes that are not the child's go on where it entered a jail or a plain
+ * chroot, and must not keep this going. */
 static void drain(void)
 {
-    while (self.watched[OUTPUT].fd >= 0 && read_output(self.watched[OUTPUT].fd))
+    for (int left = DRAIN_MOST; left > 0 && self.watched[OUTPUT].fd >= 0 && read_output(self.watched[OUTPUT].fd); left--)
         continue;
-    while (self.watched[SYSLOG].fd >= 0 && read_syslog(self.watched[SYSLOG].fd))
+    for (int left = DRAIN_MOST; left > 0 && self.watched[SYSLOG].fd >= 0 && read_syslog(self.watched[SYSLOG].fd); left--)
         continue;
-    while (self.watched[MASTER].fd >= 0 && read_master(self.watched[MASTER].fd))
+    for (int left = DRAIN_MOST; left > 0 && self.watched[MASTER].fd >= 0 && read_master(self.watched[MASTER].fd); left--)
         continue;
     while (self.watched[CHANNEL].fd >= 0)
         read_channel();
@@ -413,7 +471,8 @@ static void serve(void)
         read_signals();
     if (watched[CHANNEL].fd >= 0 && watched[CHANNEL].revents != 0)
         read_channel();
-    if (watched[OUTPUT].fd >= 0 && watched[OUTPUT].revents != 0 && !read_output(watched[OUTPUT].fd))
+    /* EAGAIN: a process with the ids of the pipe's maker can open it by /proc/self/fd/1 and was quicker. */
+    if (watched[OUTPUT].fd >= 0 && watched[OUTPUT].revents != 0 && !read_output(watched[OUTPUT].fd) && errno != EAGAIN)
         watched[OUTPUT].fd = -1;
     if (watched[SYSLOG].fd >= 0 && watched[SYSLOG].revents != 0)
         read_syslog(watched[SYSLOG].fd);
@@ -450,6 +509,7 @@ static int finish(const struct child *child, int status)
         remove_leftovers();
         again(self.settings, ended, self.watched[SIGNALS].fd);
     }
+    tell_of_memory();
     say("%s", ended);
     remove_leftovers();
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);

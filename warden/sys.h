@@ -30,6 +30,8 @@
 #define ATTR_NOSUID 0x02U
 #define ATTR_NODEV 0x04U
 #define ATTR_NOEXEC 0x08U
+#define ATTR_NOATIME 0x10U
+#define ATTR_ATIME 0x70U /* cleared where one of the ways to keep times of access is set (mount_setattr(2)) */
 #define ATTR_IDMAP 0x00100000U
 
 #define PROPAGATION_RECURSIVE 0x4000UL

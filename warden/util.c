@@ -62,10 +62,11 @@ bool channel_receive(int channel, struct message *message)
         .msg_iov = parts, .msg_iovlen = 2, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
     ssize_t got;
 
+    /* ECONNRESET tells once that the other end went with something unread; what that end sent itself still comes. */
     do
         got = recvmsg(channel, &header, MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
-    if (got == 0 || (got < 0 && errno == ECONNRESET))
+    while (got < 0 && (errno == EINTR || errno == ECONNRESET));
+    if (got == 0)
         return false;
     if (got < 0)
         fail("channel", "recvmsg");
@@ -84,6 +85,10 @@ bool channel_receive(int channel, struct message *message)
             continue;
         if (part->cmsg_type == SCM_RIGHTS) {
             message->fd_count = ((size_t)part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            if (message->fd_count > MESSAGE_FDS) { /* without credentials there would be room for more */
+                errno = EPROTO;
+                fail("channel", "recvmsg");
+            }
             memcpy(message->fds, CMSG_DATA(part), message->fd_count * sizeof(int));
         } else if (part->cmsg_type == SCM_CREDENTIALS) {
             struct ucred credentials;

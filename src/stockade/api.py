@@ -21,7 +21,7 @@ from .errors import NotFoundError, ProgramError, ProgramTimeoutError, UsageError
 from .records.spec import Limits, Spec
 
 if TYPE_CHECKING:
-    from .records.report import BuildReport
+    from .records.buildreport import BuildReport
 
 __all__ = ["Completed", "Jail", "Pool", "run", "run_async"]
 

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,15 +17,15 @@ from . import contain
 from .build.lock import read_lock
 from .build.verify import Difference, verify
 from .contain.network import open_listener
-from .contain.starting import current, log_path
+from .contain.starting import alone, log_path
 from .errors import NotFoundError, ServiceError, StateError
 from .kernel.beneath import Root
-from .observe.exercise import client
-from .observe.ready import Probe, await_ready, conditions, settle
-from .observe.view import View
 from .records.publish import parse_listen
 from .records.spec import Ready, Spec
 from .records.text import portable
+
+if TYPE_CHECKING:
+    from .observe.ready import Probe
 
 __all__ = ["activation", "listening", "refuse_tampered", "start", "wait_until_ready"]
 
@@ -47,9 +48,10 @@ def start(
     not opened.
 
     ServiceError, with the end of its log, for a service that ends before it is ready, or is not in time: it is stopped
-    then. StateError for a rootfs that is not as built. Else errors as `contain.launch` has them.
+    then. StateError for a rootfs that is not as built, and for walls with a machine among them. Else errors as
+    `contain.launch` has them.
     """
-    generation = current(name)
+    generation = alone(name)
     if intact:
         refuse_tampered(generation)
     log = _Log(name)
@@ -122,6 +124,8 @@ def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozens
 
 def _await(name: str, spec: Spec, ready: Ready, log: Callable[[], str], stack: contextlib.ExitStack) -> None:
     """Wait for one life after the other, until one is ready or the time is up."""
+    from .observe.ready import await_ready, conditions, settle
+
     deadline = time.monotonic() + ready.timeout_s
     while True:
         jail = _alive(name, deadline)
@@ -158,6 +162,10 @@ def _alive(name: str, deadline: float) -> contain.RunningJail:
 
 def _probe(jail: contain.RunningJail, log: Callable[[], str], stack: contextlib.ExitStack) -> Probe:
     """The ways to ask about the jail's service. A view for clients is only made where a command asks for one."""
+    from .observe.exercise import client
+    from .observe.ready import Probe
+    from .observe.view import View
+
     views: list[View] = []
 
     def run(command: tuple[str, ...], timeout_s: float) -> int | None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 __all__ = [
-    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "run", "runtime",
-    "state",
+    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "machine", "records",
+    "resize", "run", "runtime", "state", "use",
 ]  # fmt: skip
 
 
@@ -36,8 +36,12 @@ def state() -> Path:
 
 
 def run() -> Path:
-    """Directory of what does not outlive a boot: one directory for each running jail."""
-    fallback = f"/tmp/stockade-{os.geteuid()}"
+    """Directory of what does not outlive a boot: one directory for each running jail.
+
+    It is the same for every process of a user: su(1) and cron(8) set no XDG_RUNTIME_DIR where pam_systemd(8) does.
+    """
+    uid = os.geteuid()
+    fallback = f"/run/user/{uid}" if os.access(f"/run/user/{uid}", os.W_OK) else f"/tmp/stockade-{uid}"
     return _place("run", root="/run/stockade", variable="XDG_RUNTIME_DIR", fallback=fallback)
 
 
@@ -51,9 +55,29 @@ def jail(name: str) -> Path:
     return jails() / name
 
 
+def use(generation: Path) -> Path:
+    """The empty file in the directory of a generation that is locked (flock(2)) as long as a jail runs from it."""
+    return generation / "in-use"
+
+
+def resize(generation: Path) -> Path:
+    """The empty file in the directory of a generation that says: a volume has yet to get its size."""
+    return generation / "resize"
+
+
+def machine(generation: Path) -> Path:
+    """The empty file in the directory of a generation whose spec has a machine among its walls."""
+    return generation / "machine"
+
+
 def runtime(name: str) -> Path:
     """Runtime directory of the jail `name`."""
     return run() / name
+
+
+def records() -> Path:
+    """Directory of what was recorded of machines that are gone."""
+    return state() / "records"
 
 
 def images() -> Path:

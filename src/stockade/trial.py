@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +13,18 @@ from pathlib import Path
 import msgspec
 
 from . import contain, observe
-from .build.generations import Store, ids_of, on_files
+from .build.generations import Store, ids_of, on_files, remove_tree
 from .build.lock import is_generated
 from .contain.communicate import PIPES, communicate
+from .contain.installing import control_groups
 from .contain.runfiles import start_time
 from .contain.volumes import prepare
 from .errors import ServiceError
 from .records.exercise import ExerciseResult, Outcome
 from .records.lock import Lock
+from .records.policy import CgroupPlan
 from .records.seed import Seed
-from .records.spec import Network, Spec
+from .records.spec import Limits, Network, Spec
 from .records.text import unescape
 from .records.trace import Trace
 
@@ -72,15 +73,18 @@ def try_inside(
 ) -> Trial:
     """Run the jail in `generation`, committed or not, with volumes and a network of its own that vanish afterwards.
 
-    The walls are those of the jail; only the network is always a private one without ports outside, so that a trial
-    disturbs no service that runs. `scratch` is the directory for its plan and volumes (default: the generation, which
-    must not be committed yet). WallError when the launch fails.
+    The walls are those of the jail, but for two: the network is always a private one without ports outside, so that a
+    trial disturbs no service that runs; and time is not limited, of which strace takes enough. `scratch` is the
+    directory for its plan and volumes (default: the generation, which must not be committed yet). WallError when the
+    launch fails.
     """
     trial_spec = msgspec.structs.replace(spec, network=Network(mode="private"))
     ids = contain.for_jail(spec.name)
     scratch = generation if scratch is None else scratch
     made = scratch / TRIAL_VOLUMES
-    plan = contain.compile_plan(trial_spec, lock, generation=generation, volumes=made, ids=ids)
+    plan = contain.compile_plan(
+        trial_spec, lock, generation=generation, volumes=made, ids=ids, cgroup=_cgroup(spec, generation)
+    )
     instance = f"{spec.name}@{os.getpid()}"
     volumes = _volumes(generation, lock, made, ids=ids, uid=plan.uid, gid=plan.gid, store=store)
     with volumes, os.fdopen(os.memfd_create("log"), "rb", buffering=0) as log:
@@ -110,6 +114,14 @@ def try_inside(
     return Trial(seen.trace, seen.exercises, seen.failure, seen.log, status, stopped)
 
 
+def _cgroup(spec: Spec, generation: Path) -> CgroupPlan | None:
+    """Control groups for memory and processes, where they can be had for this launch."""
+    limits = Limits(memory=spec.limits.memory, processes=spec.limits.processes)
+    cgroup = control_groups(limits, spec.name, generation)
+    # The scope that systemd is to make is the generation's, and belongs to all of its limits.
+    return cgroup if cgroup is None or not cgroup.wrapper or (generation / "wrapper").exists() else None
+
+
 @contextmanager
 def _volumes(
     generation: Path, lock: Lock, volumes: Path, *, ids: contain.IdRange, uid: int, gid: int, store: Store
@@ -123,7 +135,7 @@ def _volumes(
         yield
     finally:
         if volumes.exists():
-            on_files(ids_of(store, uid, gid), shutil.rmtree, volumes)
+            on_files(ids_of(store, uid, gid), remove_tree, volumes)
 
 
 def _open_up(volume: Path, place: str, lock: Lock) -> None:

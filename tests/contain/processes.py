@@ -40,6 +40,20 @@ def descriptors(pid: int) -> dict[int, str]:
     return found
 
 
+def children(parent: int) -> list[int]:
+    """Pids of the children of a process."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                stat = Path(f"/proc/{name}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(name))
+    return found
+
+
 def wardens() -> set[int]:
     """Pids of every warden of this process, by their ancestry."""
     mine = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,9 @@ from conftest import make_lock, make_rootfs
 
 from stockade import contain
 from stockade.errors import SpecError
+from stockade.kernel import landlock
 from stockade.records.launch import Bind, Filesystem, IdRange, LaunchPlan, LogSocket, MakeDirectory
-from stockade.records.lock import LockDirectory
+from stockade.records.lock import LockDirectory, LockEntry
 from stockade.records.spec import Spec
 
 ROOT = IdRange(first=1879048192, first_gid=1879048192, count=65536, kind="root-range")
@@ -115,6 +117,57 @@ def test_capabilities_auto_are_the_locks(generation: Path) -> None:
 def test_plain_chroot_of_root_is_refused(generation: Path) -> None:
     with pytest.raises(SpecError, match="gives root up, and the service is to run as root"):
         compiled(generation, {"walls": ["chroot"]})
+
+
+def rights(plan: LaunchPlan) -> dict[str, int]:
+    if plan.landlock is None:
+        pytest.skip("this kernel has no Landlock")
+    return {rule.path: rule.access for rule in plan.landlock.rules}
+
+
+def test_places_with_files_to_serve_end_the_lookup_of_an_open(generation: Path) -> None:
+    entries = (
+        *make_lock().entries,
+        LockEntry(path="/var/lib/data/page", type="file", mode=0o444),
+        LockEntry(path="/etc/passwd", type="file", mode=0o444),
+    )
+    mounts = [
+        {"source": "/usr", "target": "/mnt"}, {"source": "/bin/true", "target": "/home/program"},
+        {"source": "/usr", "target": "/root", "writable": True},
+    ]  # fmt: skip
+    volume = (LockDirectory(path="/tmp", mode=0o1777), LockDirectory(path="/var/lib/data", mode=0o755, volume="data"))
+    granted = rights(compiled(generation, {"mounts": mounts}, entries=entries, directories=volume, proc="full"))
+    assert sorted(granted) == [
+        "/", "/dev", "/dev/shm", "/home/program", "/mnt", "/proc", "/root", "/tmp", "/var", "/var/lib/data",
+    ]  # fmt: skip
+    asked = (landlock.READ_FILE | landlock.TRUNCATE) & granted["/tmp"]  # an older ABI knows no TRUNCATE
+    for path, access in granted.items():
+        assert path == "/" or access & asked == asked, path
+
+
+def test_no_rule_grants_more_than_the_mount_at_its_place(generation: Path) -> None:
+    mounts = [{"source": "/usr", "target": "/mnt"}, {"source": "/usr", "target": "/home", "writable": True}]
+    entries = (*make_lock().entries, LockEntry(path="/var/page", type="file", mode=0o444))
+    granted = rights(compiled(generation, {"mounts": mounts}, entries=entries))
+    anywhere = landlock.READ_FILE | landlock.READ_DIR | landlock.EXECUTE
+    assert granted["/"] == anywhere
+    for path in ("/mnt", "/var"):  # read-only: EROFS comes before Landlock is asked for this right
+        assert granted[path] & ~(anywhere | landlock.TRUNCATE) == 0
+    for path in ("/home", "/tmp", "/run"):
+        assert granted[path] & (landlock.MAKE_CHAR | landlock.MAKE_BLOCK | landlock.IOCTL_DEV) == 0
+
+
+def test_read_only_trees_keep_no_time_of_access_where_that_can_be_said(generation: Path) -> None:
+    from stockade.contain import wire
+
+    spec: dict[str, object] = {
+        "service": {"command": ["/bin/true"], "user": "www"}, "mounts": [{"source": "/usr", "target": "/mnt"}],
+    }  # fmt: skip
+    for ids, attributes in ((ROOT, 1 | 2 | 4 | 16), (SINGLE, 1 | 2 | 4), (SUBID, 1 | 2 | 4)):
+        if ids is SUBID and shutil.which("newuidmap") is None:
+            continue
+        encoded = contain.encode(compiled(generation, spec, ids))
+        assert wire.text(wire.BIND, "/usr", "/mnt", numbers=(wire.TREE_SUBMOUNTS, attributes)) in encoded
 
 
 def test_dry_run_tells_every_step(generation: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Builder
 from hosts import HOST, HOST6, PEER, PEER6, SECOND, TwoHosts
+from processes import children, exists, until
+
+from stockade import contain, places
+from stockade.contain.starting import log_path
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="run as root: the hosts are network namespaces of the test's own"),
@@ -126,3 +132,70 @@ def test_a_host_without_a_route_says_so(tmp_path: Path) -> None:
         "a network helper did not start, and has said why\n"
         "hint: for `egress` the host itself needs a way out: `ip route` shows it\n"
     )
+
+
+def started(hosts: TwoHosts) -> contain.RunningJail:
+    """The jail `test`, started in the background on the host."""
+    code = "from stockade import contain; contain.launch('test', detach=True).close()"
+    hosts.run(hosts.host, sys.executable, "-c", code)
+    return contain.find("test")
+
+
+def reached(address: str) -> str:
+    """What the peer said to a command in the jail, or why it was not reached."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with contain.enter("test", ["/bin/nc", "-w", "2", address, "9000"], **pipes) as client:
+        assert client.stdout is not None and client.stderr is not None
+        return client.stdout.read().decode() + client.stderr.read().decode()
+
+
+def helpers(jail: contain.RunningJail) -> tuple[int, int]:
+    """The pasta that serves the jail, and its attendant, a child of the supervisor."""
+    [attendant] = [pid for pid in children(jail.supervisor_pid) if pid != jail.init_pid]
+    [pasta] = children(attendant)
+    return pasta, attendant
+
+
+def interfaces(pid: int) -> set[str]:
+    return {line.split(":")[0].strip() for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]}
+
+
+EGRESS = {"mode": "private", "egress": True}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["pasta", "attendant"])
+def test_killed_pasta_leaves_no_way_out_and_is_told_until_the_jail_is_restarted(
+    hosts: TwoHosts, jail: Builder, *, whole: bool
+) -> None:
+    jail(spec={"service": {"command": ["/bin/sleep", "1000"]}, "network": EGRESS})
+    found = started(hosts)
+    assert until(lambda: reached(PEER) == "the peer")
+    pasta, attendant = helpers(found)
+    os.kill(attendant if whole else pasta, signal.SIGKILL)
+    assert until(lambda: contain.find("test").helper_lost)
+    assert until(lambda: not exists(pasta) and not exists(attendant))
+    assert interfaces(found.init_pid) == {"lo"}
+    assert all("Network is unreachable" in reached(address) for address in (PEER, PEER6))
+    assert "No route to host" in reached(HOST)  # by the route that refuses it, which stays
+    assert exists(found.pid)
+    assert until(lambda: "what it carried is cut off until the jail is restarted" in log_path("test").read_text())
+    contain.stop("test", timeout_s=1)
+    assert list(places.run().iterdir()) == []
+    again = started(hosts)
+    assert not again.helper_lost
+    assert until(lambda: reached(PEER) == "the peer")
+    pasta, attendant = helpers(again)
+    contain.stop("test", timeout_s=1)
+    assert until(lambda: not exists(pasta) and not exists(attendant))
+
+
+@pytest.mark.slow
+def test_next_life_of_a_jail_has_its_way_out_again(hosts: TwoHosts, jail: Builder) -> None:
+    jail(spec={"service": {"command": ["/bin/sleep", "1000"], "restart": "always"}, "network": EGRESS})
+    first = started(hosts)
+    os.kill(helpers(first)[0], signal.SIGKILL)
+    assert until(lambda: contain.find("test").helper_lost)
+    os.kill(first.pid, signal.SIGKILL)
+    assert until(lambda: contain.find("test").restarts == 1 and contain.find("test").init_pid != 0)
+    assert until(lambda: not contain.find("test").helper_lost)
+    assert until(lambda: reached(PEER) == "the peer")

@@ -164,3 +164,11 @@ def test_output_without_a_terminal_is_no_terminal(jail: Builder) -> None:
     jail()
     with contain.launch("test", argv=["/bin/sleep", "100"]):
         assert entered("/bin/tty") == (1, "not a tty\n")
+
+
+def test_jail_goes_on_where_a_command_cannot_enter(jail: Builder, tmp_path: Path) -> None:
+    jail(spec={"service": {"command": ["/bin/sleep", "100"]}})
+    with contain.launch("test", detach=True) as running:
+        with pytest.raises(WallError, match="the warden ended before the service was started"):
+            contain.enter("test", ["/bin/true"], plan=tmp_path / "absent")
+        assert contain.find("test").pid == running.pid

@@ -142,7 +142,8 @@ def test_every_cause_belongs_to_a_step_of_the_warden() -> None:
     sources = Path(__file__).parents[2] / "warden"
     text = "".join(path.read_text() for path in sources.glob("*.c"))
     for cause in table:
-        assert f'"{cause["step"]}"' in text, cause
+        if "step" in cause:  # without, it is any step's
+            assert f'"{cause["step"]}"' in text, cause
 
 
 def test_object_of_a_failure_cannot_forge_a_line(jail: Builder) -> None:

@@ -68,6 +68,19 @@ def test_places_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
                 assert fast._place("run") == str(places.run())
 
 
+@pytest.mark.parametrize("session", (True, False))
+def test_runtime_directory_is_the_sessions_even_where_nothing_says_so(
+    monkeypatch: pytest.MonkeyPatch, session: bool
+) -> None:
+    """As under su(1) and cron(8), whose jails a login session has to see."""
+    for name in ("STOCKADE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda path, mode: session and (path, mode) == ("/run/user/1000", os.W_OK))
+    expected = "/run/user/1000/stockade" if session else "/tmp/stockade-1000/stockade"
+    assert (str(places.run()), fast._place("run")) == (expected, expected)
+
+
 @pytest.mark.parametrize("name", ["absent", "../test", "", "Test", ".test"])
 def test_it_returns_where_there_is_something_to_explain(built: Path, name: str) -> None:
     fast.run(name, ["/bin/true"])

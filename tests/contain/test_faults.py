@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Builder
-from processes import descriptors, exists, until, wardens
+from processes import children, descriptors, exists, until, wardens
 
 from stockade import contain, places
+from stockade.build.generations import Store
 from stockade.contain.starting import log_path
 from stockade.errors import HostError, SpecError, StateError
 from stockade.kernel import cgroups
@@ -49,12 +50,41 @@ def test_service_that_logs_outlives_a_killed_supervisor(jail: Builder) -> None:
     running.close()
 
 
-def test_first_process_holds_one_end_of_a_pipe_and_one_socket(jail: Builder) -> None:
-    jail(spec={"service": {"command": ["/bin/sleep", "100"]}})
+def test_generation_of_a_jail_whose_supervisor_was_killed_is_not_pruned(jail: Builder) -> None:
+    command = ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/var/lib/data"]
+    generation = jail(spec={"service": {"command": command}, "network": {"mode": "private"}})
+    running = contain.launch("test", detach=True)
+    fetch = ["/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1/seed"]
+
+    def served() -> str:
+        with contain.enter("test", argv=fetch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+            assert client.stdout is not None
+            return client.stdout.read().decode()
+
+    assert until(lambda: served() == "from the rootfs\n")
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    assert until(lambda: not exists(running.supervisor_pid))
+    store = Store("test", keep=1)
+    for _ in range(4):
+        with store.new() as building:
+            building.commit()
+    assert store.generations() == (1, 5)
+    assert served() == "from the rootfs\n"
+    with pytest.raises(StateError, match="generation 1 of jail `test` is in use"):
+        store.remove()
+    contain.stop("test", timeout_s=1)
+    assert store.prune(1) == (1,)
+    assert not generation.exists()
+    running.close()
+
+
+def test_first_process_holds_one_end_of_a_pipe_one_socket_and_the_lock_of_its_generation(jail: Builder) -> None:
+    generation = jail(spec={"service": {"command": ["/bin/sleep", "100"]}})
     contain.launch("test", detach=True).close()
     found = contain.find("test")
-    assert until(lambda: len(descriptors(found.init_pid)) == 2)
-    assert sorted(target.partition(":")[0] for target in descriptors(found.init_pid).values()) == ["pipe", "socket"]
+    assert until(lambda: len(descriptors(found.init_pid)) == 3)
+    held = sorted(target.partition(":")[0] for target in descriptors(found.init_pid).values())
+    assert held == [str(places.use(generation)), "pipe", "socket"]
     assert set(descriptors(found.pid).values()).isdisjoint(
         target for target in descriptors(found.init_pid).values() if target.startswith("socket")
     )
@@ -94,16 +124,7 @@ def test_killed_first_process_leaves_nothing(jail: Builder) -> None:
 def helpers(supervisor: int) -> list[int]:
     """Children of the supervisor that are not the jail's first process."""
     init = contain.find("test").init_pid
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != init:
-            try:
-                parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == supervisor:
-                found.append(int(name))
-    return found
+    return [pid for pid in children(supervisor) if pid != init]
 
 
 def served(jail: Builder) -> tuple[contain.RunningJail, int]:

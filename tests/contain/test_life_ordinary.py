@@ -12,6 +12,7 @@ __all__ = ["kind", "place"]
 WATCH = """
 import signal, time, msgspec
 from stockade import lifecycle
+from stockade.build.generations import Store
 from stockade.contain import wire
 QUICK = [wire.record(wire.RESTART, wire.RESTART_ALWAYS, 40, 80, 60_000)]
 
@@ -55,10 +56,15 @@ gone = until(lambda: not exists(running.supervisor_pid))
 before = found().usage().cpu_seconds
 lives = until(lambda: found().usage().cpu_seconds > before + 0.2)
 supervisor = found().supervisor_pid
+store = Store("test", keep=1)
+for _ in range(2):
+    with store.new() as building:
+        building.commit()
+kept = store.generations()
 contain.stop("test", timeout_s=0.5)
-tell(gone=gone, lives=lives, supervisor=supervisor, init=exists(running.init_pid), memory=None)
+tell(gone=gone, lives=lives, supervisor=supervisor, init=exists(running.init_pid), kept=kept, pruned=store.prune(1))
 """)  # fmt: skip
-    assert told == {"gone": True, "lives": True, "supervisor": 0, "init": False, "memory": None}
+    assert told == {"gone": True, "lives": True, "supervisor": 0, "init": False, "kept": [1, 3], "pruned": [1]}
 
 
 @pytest.mark.usefixtures("kind")

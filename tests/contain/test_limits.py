@@ -137,6 +137,7 @@ def test_cpu_time_is_what_the_limit_gives(jail: Builder, neighbour: Neighbour) -
     assert 0.05 < used < 0.7, used
 
 
+@pytest.mark.slow
 @needs("blkio")
 def test_direct_writes_are_as_slow_as_the_limit_says(jail: Builder) -> None:
     command = ["/bin/dd", "if=/dev/zero", "of=/var/lib/data/x", "bs=1M", "count=3", "oflag=direct"]

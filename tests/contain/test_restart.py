@@ -85,6 +85,7 @@ def test_failure_is_restarted_and_the_log_says_why_and_when(jail: Builder, scrip
     assert runfiles.read("test") is None
 
 
+@pytest.mark.slow
 def test_delay_doubles_up_to_the_longest_and_a_long_life_resets_it(jail: Builder) -> None:
     jail(spec=policy("always", "read up rest < /proc/uptime; echo up $up; exit 1"))
     start("always", (300, 1200, 60_000)).close()

@@ -121,7 +121,16 @@ def test_host_paths_are_mounted_read_only_unless_said_otherwise(jail: Builder, t
     assert output("test", "/bin/touch", "/home/new") == (0, "", "")
     assert (shared / "new").stat().st_uid == FIRST
     mounted = output("test", "/bin/grep", " /home ", "/proc/mounts")[1]
+    assert {"rw", "relatime"} <= set(mounted.split()[3].split(","))
     assert {"nosuid", "nodev"} <= set(mounted.split()[3].split(","))
+
+
+def test_no_time_of_access_is_asked_for_where_none_can_be_kept(jail: Builder, tmp_path: Path) -> None:
+    jail(spec={"mounts": [{"source": str(tmp_path), "target": "/mnt"}]})
+    out = output("test", "/bin/cat", "/proc/mounts")[1].splitlines()
+    options = {line.split()[1]: set(line.split()[3].split(",")) for line in out}
+    for place in ("/", "/mnt"):
+        assert {"ro", "nosuid", "nodev", "noatime"} <= options[place]
 
 
 def test_tmpfs_has_its_size_inodes_owners_and_modes(jail: Builder) -> None:

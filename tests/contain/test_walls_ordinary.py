@@ -144,6 +144,21 @@ tell(out=out.splitlines(), err=err, again=again, status=status_, owner=owner.st_
     assert seen["owner"] == (FIRST + 33 if kind == "range" else UID)
 
 
+def test_size_of_an_ordinary_users_volume_is_not_kept_and_that_is_said(place: Path, kind: str) -> None:
+    seen = facts(place, """
+lock = {"directories": (LockDirectory(path="/run", mode=0o755), LockDirectory(path="/tmp", mode=0o1777),
+        LockDirectory(path="/var/lib/data", mode=0o755, uid=33, gid=33, volume="data", size=8 << 20))}
+build({}, **lock)
+code, out, err = output("test", "/bin/sh", "-c", "cat /var/lib/data/seed; echo kept > /var/lib/data/y")
+missing, = contain.not_limited(make_lock(**lock), contain.for_jail("test"), asked=True)
+again = output("test", "/bin/cat", "/var/lib/data/y")
+tell(out=out, err=err, again=again, limit=missing.limit, reason=missing.reason, remedy=missing.remedy)
+""")  # fmt: skip
+    assert (seen["out"], seen["err"], seen["again"]) == ("from the rootfs\n", "", [0, "kept\n", ""])
+    assert seen["limit"] == "size of the volume `/var/lib/data`"
+    assert "for an ordinary user" in str(seen["reason"]) and "as root" in str(seen["remedy"])
+
+
 def test_ordinary_user_starts_enters_and_stops(place: Path, kind: str) -> None:
     seen = facts(place, """
 build({})

@@ -67,7 +67,8 @@ def test_string_without_its_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_number_out_of_range_is_refused(tmp_path: Path) -> None:
-    for record in (wire.record(wire.IDS, 0xFFFFFFFF, 0), wire.record(wire.RLIMIT, 16), wire.record(wire.NAMESPACES, 1)):
+    for record in (wire.record(wire.IDS, 0xFFFFFFFF, 0), wire.record(wire.RLIMIT, 16), wire.record(wire.NAMESPACES, 1),
+                   wire.text(wire.ENV, "LISTEN_PID=", numbers=(2,))):  # fmt: skip
         assert "`number out of range`" in refusal(tmp_path, wire.plan([record]))
 
 
@@ -99,13 +100,14 @@ def test_parser_survives_damaged_plans(tmp_path: Path) -> None:
     seed.write_bytes(
         wire.plan([
             wire.record(wire.NAMESPACES, 0x10000000),
-            wire.text(wire.ROOT, "rootfs", numbers=(3, 7)),
+            wire.text(wire.ROOT, "rootfs", numbers=(3, 1 | 2 | 4 | 16)),
             wire.text(wire.BIND, "/dev/null", "/dev/null", numbers=(0, 2)),
             wire.text(wire.MOUNT, "tmpfs", "/tmp", "size=1", "mode=1777"),
             wire.record(wire.GROUPS, payload=bytes(12)),
             wire.text(wire.ARGV, "/bin/sh", "-c", "true"),
             wire.record(wire.SECCOMP, 0, payload=bytes(64)),
             wire.text(wire.LANDLOCK_PATH, "/", numbers=(1, 1)),
+            wire.text(wire.ENV, "LISTEN_PID=", numbers=(1,)),
         ])
     )  # fmt: skip
     # Standard output and error go to files: a sanitizer's report must not block on a pipe.

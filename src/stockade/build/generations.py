@@ -7,8 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +16,14 @@ from stockade import places
 from stockade.errors import BuildError, NotFoundError, StateError, UsageError
 from stockade.kernel import userns
 from stockade.kernel.beneath import syncfs
+from stockade.kernel.removal import remove_tree
 from stockade.records.generation import Generation
 
 from .lock import read_lock
 
 __all__ = [
-    "REMOVING", "Building", "Ids", "Store", "caller_ids", "failures_explained", "ids_of", "locked", "on_files",
-    "remove_tree",
+    "REMOVING", "Building", "Ids", "Store", "caller_ids", "failures_explained", "fresh_suffix", "ids_of",
+    "locked", "on_files", "remove_tree",
 ]  # fmt: skip
 
 Ids = userns.Range | userns.Single | None
@@ -161,8 +160,9 @@ class Store:
             self._sweep()
             try:
                 number = max(self.generations(), default=0) + 1
-                path = self._generations / f"{_BUILDING}{os.getpid()}-{secrets.token_hex(4)}"
+                path = self._generations / f"{_BUILDING}{os.getpid()}-{fresh_suffix()}"
                 os.mkdir(path, 0o700)
+                places.use(path).touch(0o600)  # a launch from a full disk finds it
                 with Building(self, number, path) as building:
                     yield building
                 if building.committed:
@@ -219,7 +219,7 @@ class Store:
             for number in self.generations():
                 with self.hold(number, exclusive=True):
                     pass
-            aside = self.directory.with_name(f"{REMOVING}{self.name}-{secrets.token_hex(4)}")
+            aside = self.directory.with_name(f"{REMOVING}{self.name}-{fresh_suffix()}")
             os.rename(self.directory, aside)
         try:
             on_files(self.ids, remove_tree, aside)
@@ -235,11 +235,12 @@ class Store:
         `exclusive` when it is in use.
         """
         descriptor = locked(
-            self._path(number),
+            places.use(self._path(number)),
             fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH,
             busy=StateError(
                 f"generation {number} of jail `{self.name}` is in use", hint=f"`stockade stop {self.name}` ends that"
             ),
+            opening=os.O_CREAT | os.O_NOFOLLOW,
         )
         try:
             yield descriptor
@@ -289,7 +290,7 @@ class Store:
         try:
             with self.hold(number, exclusive=True):
                 # Renamed first, so that half a generation never stands under its own name.
-                aside = self._generations / f"{REMOVING}{secrets.token_hex(8)}"
+                aside = self._generations / f"{REMOVING}{fresh_suffix()}"
                 os.rename(self._path(number), aside)
                 on_files(self.ids, remove_tree, aside)
         except StateError:
@@ -297,9 +298,12 @@ class Store:
         return True
 
 
-def locked(path: Path, kind: int, *, busy: StateError) -> int:
-    """A descriptor of the directory `path` with a flock(2) on it, or `busy` when another holds one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def locked(path: Path, kind: int, *, busy: StateError, opening: int = os.O_DIRECTORY) -> int:
+    """A descriptor of `path`, a directory unless `opening` says otherwise, with a flock(2) on it.
+
+    `busy` when another holds one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | opening, 0o600)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -308,11 +312,9 @@ def locked(path: Path, kind: int, *, busy: StateError) -> int:
     return descriptor
 
 
-def remove_tree(path: Path) -> None:
-    """Remove `path` with all below it, if it is there."""
-    # shutil works with descriptors here: a link put in a directory's place is not followed.
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+def fresh_suffix() -> str:
+    """What makes a name unlike any other."""
+    return os.urandom(8).hex()
 
 
 def _sync_directory(path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from stockade import places
 from stockade.errors import StateError, UsageError
 
-from .generations import REMOVING, Ids, Store, caller_ids, locked, on_files, remove_tree
+from .generations import REMOVING, Ids, Store, caller_ids, fresh_suffix, locked, on_files, remove_tree
 
 __all__ = ["attempt", "sweep", "sweep_removed"]
 
@@ -52,7 +51,7 @@ def _discard_unbuilt(store: Store) -> bool:
     try:
         if store.generations():
             return False
-        aside = store.directory.with_name(f"{REMOVING}{store.name}-{secrets.token_hex(4)}")
+        aside = store.directory.with_name(f"{REMOVING}{store.name}-{fresh_suffix()}")
         os.rename(store.directory, aside)
     finally:
         os.close(descriptor)

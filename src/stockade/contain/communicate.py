@@ -48,7 +48,7 @@ def communicate(
     output = Output()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     kept: dict[int, bytearray] = {}
-    with selectors.DefaultSelector() as selector:
+    with selectors.PollSelector() as selector:
         for stream in (running.stdout, running.stderr):
             if stream is not None:
                 kept[stream.fileno()] = bytearray()

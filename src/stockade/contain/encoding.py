@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from struct import pack
 
@@ -22,7 +21,7 @@ from stockade.records.policy import CgroupPlan
 
 from . import wire
 
-__all__ = ["NAMESPACES", "encode"]
+__all__ = ["NAMESPACES", "encode", "fixed_attributes"]
 
 # CLONE_NEW… of include/uapi/linux/sched.h, by the names of unshare(1).
 NAMESPACES = {
@@ -36,7 +35,7 @@ NAMESPACES = {
 }
 
 # MOUNT_ATTR_… of include/uapi/linux/mount.h.
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _NOATIME = 1, 2, 4, 8, 16
 
 # A service that does not live long is started anew more and more seldom.
 _FIRST_DELAY_MS, _LONGEST_DELAY_MS, _LONG_LIFE_MS = 1_000, 60_000, 60_000
@@ -72,9 +71,10 @@ def _walls(plan: LaunchPlan) -> Iterator[bytes]:
         yield wire.text(wire.SYSCTL, file, value)
     # Through the idmap the files' owners on disk are the ids that the jail sees; an ordinary user's own the range.
     idmap = wire.TREE_IDMAP if plan.ids.kind == "root-range" else 0
-    yield wire.text(wire.ROOT, plan.root, numbers=(wire.TREE_OWN | idmap, _RDONLY | _NOSUID | _NODEV))
+    fixed = fixed_attributes(plan)
+    yield wire.text(wire.ROOT, plan.root, numbers=(wire.TREE_OWN | idmap, fixed | _NOSUID | _NODEV))
     for step in plan.mounts:
-        yield _mount(step)
+        yield _mount(step, fixed)
     yield wire.text(wire.HOSTNAME, plan.hostname)
     if plan.loopback:
         yield wire.record(wire.LOOPBACK)
@@ -90,16 +90,26 @@ def _ids(plan: LaunchPlan) -> Iterator[bytes]:
 
 
 def _helper(name: str) -> str:
+    import shutil  # root needs no helper
+
     path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin")
     if path is None:
         raise HostError(f"`{name}` is not installed", hint="`apt-get install uidmap` brings it")
     return path
 
 
-def _mount(step: MountStep) -> bytes:
+def fixed_attributes(plan: LaunchPlan) -> int:
+    """Attributes of a tree that is read-only: no time of access can be kept there, and noatime saves each read a try.
+
+    In a mount namespace of their own ordinary users may not change how these times are kept (MNT_LOCK_ATIME).
+    """
+    return _RDONLY | (_NOATIME if plan.ids.kind == "root-range" else 0)
+
+
+def _mount(step: MountStep, fixed: int) -> bytes:
     match step:
         case Bind():
-            return wire.text(wire.BIND, step.source, step.target, numbers=_bind_numbers(step))
+            return wire.text(wire.BIND, step.source, step.target, numbers=_bind_numbers(step, fixed))
         case Filesystem():
             # The terminals of a devpts are devices, and nodev would refuse to open them.
             attributes = (
@@ -122,14 +132,16 @@ def _mount(step: MountStep) -> bytes:
             return wire.text(wire.LOG_SOCKET, step.path)
 
 
-def _bind_numbers(step: Bind) -> tuple[int, int]:
+def _bind_numbers(step: Bind, fixed: int) -> tuple[int, int]:
     flags = (
         (wire.TREE_OWN if step.own else 0)
         | (wire.TREE_VOLUME if step.volume else 0)
+        | (wire.TREE_SIZED if step.sized else 0)
         | (wire.TREE_SUBMOUNTS if step.submounts else 0)
         | (wire.TREE_OPTIONAL if step.optional else 0)
     )
-    attributes = _NOSUID | (_NOEXEC if step.device else _NODEV) | (0 if step.writable else _RDONLY)
+    attributes = _NOSUID | (0 if step.device else _NODEV) | (0 if step.writable else fixed)
+    attributes |= _NOEXEC if step.device or not step.executable else 0
     return flags, attributes
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+
+from stockade.kernel import cgroups
+from stockade.kernel.pidfd import pidfd_open
 
 from . import runfiles, wire
 from .jail import Running
@@ -47,6 +52,7 @@ def enter(
         return start(
             jail.instance, os.fspath(plan) if plan is not None else f"{jail.generation}/plan", fragment,
             streams=Streams(stdin, stdout, stderr), inherit=(target,), gate=gate, detach=False,
+            wrapper=cgroups.entrance(jail.cgroups[0]) if jail.cgroups else (),
         )  # fmt: skip
     finally:
         os.close(target)
@@ -58,10 +64,10 @@ def _member(init: int, service: int) -> int:
     Root may join PID 1's. An ordinary user has no rights over it: it is not dumpable and its memory belongs to the
     host's user namespace; the service and what it started were executed in the jail's own.
     """
-    members = [init] if os.geteuid() == 0 else [service, *_descendants(init)]
+    members = (init,) if os.geteuid() == 0 else chain((service,), _descendants(init))
     for pid in members:
         try:
-            descriptor = os.pidfd_open(pid)
+            descriptor = pidfd_open(pid)
         except ProcessLookupError:
             continue
         if _inside(pid, init):
@@ -83,15 +89,15 @@ def _inside(pid: int, init: int) -> bool:
     return False
 
 
-def _descendants(pid: int) -> list[int]:
-    """Children of `pid` and theirs, nearest first."""
-    found: list[int] = []
-    for parent in [pid]:
+def _descendants(pid: int) -> Iterator[int]:
+    """Children of `pid` and theirs, nearest first. A jail decides how many there are, and how deep."""
+    parents = deque([pid])
+    while parents:
+        parent = parents.popleft()
         try:
             children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found += [int(child) for child in children]
-    for child in list(found):
-        found += _descendants(child)
-    return found
+        for child in map(int, children):
+            yield child
+            parents.append(child)

@@ -17,9 +17,9 @@ _STATUS = {errno.ENOENT: 127, errno.ENOTDIR: 127}
 
 
 class _Cause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of the table: names of errnos (none: all), why it failed ("": as the errno says), what to do."""
+    """A row of the table: names of steps and errnos (none: all), why it failed ("": as the errno says), what to do."""
 
-    step: str
+    step: str = ""
     errnos: tuple[str, ...] = ()
     why: str = ""
     hint: str
@@ -39,7 +39,7 @@ def wall_error(line: str) -> WallError:
     step, _, target = rest.partition(": ")
     number = int(number_text) if number_text.isdecimal() else 0
     name = errno.errorcode.get(number, str(number))
-    cause = next((row for row in _causes() if row.step == step and (not row.errnos or name in row.errnos)), None)
+    cause = next((row for row in _causes() if row.step in ("", step) and (not row.errnos or name in row.errnos)), None)
     why = cause.why if cause is not None and cause.why else os.strerror(number).lower()
     hint = cause.hint if cause is not None else None
     if step == "exec":

@@ -41,8 +41,9 @@ def run(
         return
     plan = f"{generation}/plan"
     place = f"{_place('run')}/{name}@{os.getpid()}"
-    # `launch` knows how to put the warden into a scope of systemd's, and how to start network helpers.
-    aside = any(os.path.exists(f"{generation}/{name}") for name in ("wrapper", "network"))
+    # `launch` knows how to put the warden into a scope of systemd's, start network helpers, and resize volumes;
+    # the parser's `run` what a machine is.
+    aside = any(os.path.exists(f"{generation}/{name}") for name in ("wrapper", "network", "resize", "machine"))
     if not os.path.exists(plan) or aside or not _own(os.path.dirname(place)):
         return
     if terminal is None:
@@ -87,8 +88,9 @@ def _place(part: str) -> str:
     if os.geteuid() == 0:
         return {"state": "/var/lib/stockade", "run": "/run/stockade"}[part]
     if part == "run":
-        base = os.environ.get("XDG_RUNTIME_DIR", "")
-        return f"{base if os.path.isabs(base) else f'/tmp/stockade-{os.geteuid()}'}/stockade"
+        base, session = os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.geteuid()}"
+        fallback = session if os.access(session, os.W_OK) else f"/tmp/stockade-{os.geteuid()}"
+        return f"{base if os.path.isabs(base) else fallback}/stockade"
     base = os.environ.get("XDG_DATA_HOME", "")
     return f"{base if os.path.isabs(base) else os.path.expanduser('~/.local/share')}/stockade"
 
@@ -108,7 +110,7 @@ def _own(run: str) -> bool:
 def _hold(generation: str) -> int | None:
     """A descriptor that keeps the generation from being removed; None where `launch` has to say that it is gone."""
     try:
-        held = os.open(generation, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        held = os.open(f"{generation}/in-use", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return None

@@ -52,6 +52,7 @@ class Running:
         self._detached = detached
         self._text = b""
         self._ended = False
+        self._exit_code = 0  # of the process that was started; it is no detached jail's supervisor
 
     def __repr__(self) -> str:
         return f"Running({self.instance!r}, pid={self.pid})"
@@ -78,7 +79,7 @@ class Running:
             while True:
                 line = self._line(deadline)
                 if line is None:
-                    raise WallError("the warden ended before the service was started", hint="see its standard error")
+                    raise self._ended_early()
                 if line == "gated" or line == "exec ok":
                     break
         except BaseException:
@@ -88,6 +89,23 @@ class Running:
             raise
         if self._detached:
             self._reap()  # the warden's first process leaves at once
+
+    def _ended_early(self) -> WallError:
+        # A supervisor that was killed has told the file more than it has told here. For a command that entered a jail
+        # the file is the jail's.
+        left = runfiles.read(self.instance)
+        if left is not None and (self._detached or (left.supervisor and left.supervisor[0] == self._warden)):
+            for word in ("supervisor", "init", "service", "restarts"):
+                setattr(self._state, word, getattr(self._state, word) or getattr(left, word))
+        self._reap()
+        if self._exit_code > 0:
+            return WallError("the warden ended before the service was started", hint="see its standard error")
+        by = f"ended by {signals.Signals(-self._exit_code).name}" if self._exit_code else "killed"
+        return WallError(
+            f"the warden was {by} before the service was started",
+            hint="that befalls a process for which no memory is left: `dmesg` says so; free some, or raise the limit "
+            "of the caller: `ulimit -v`, the memory limit of its control group",
+        )
 
     def release(self) -> None:
         """Open the gate: the service is executed. StateError without a gate. WallError when the exec fails."""
@@ -140,13 +158,15 @@ class Running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(target[0], signals.SIGKILL)
             if self._has_ended(seconds):
-                return
-        # A supervisor that does not answer: without it PID 1 ends, and it is a child that nobody else reaps.
-        supervisor = self._warden or (self.supervisor_pid if runfiles.is_alive(self._state.supervisor) else None)
-        if supervisor:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(supervisor, signals.SIGKILL)
-        self._has_ended(_END_SECONDS)
+                break
+        else:
+            # A supervisor that does not answer: without it PID 1 ends, and it is a child that nobody else reaps.
+            supervisor = self._warden or (self.supervisor_pid if runfiles.is_alive(self._state.supervisor) else None)
+            if supervisor:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(supervisor, signals.SIGKILL)
+            self._has_ended(_END_SECONDS)
+        runfiles.has_ended(self._state.init, _END_SECONDS)  # of a supervisor that was killed it is not told
 
     def _begin_no_more(self) -> None:
         """Tell a supervisor that starts its jail anew that this life is the last."""
@@ -220,16 +240,13 @@ class Running:
         return line
 
     def _take(self, line: str) -> None:
-        new = runfiles.parse(line)
-        for word in ("supervisor", "init", "service", "status", "restarts"):
-            if getattr(new, word) is not None:
-                setattr(self._state, word, getattr(new, word))
-        if new.failed:
+        runfiles.take(self._state, line)
+        if line.startswith("failed "):
             self._ended = True
-            raise wall_error(new.failed)
+            raise wall_error(self._state.failed)
 
     def _reap(self) -> None:
         if self._warden is not None:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._warden, 0)
+                self._exit_code = os.waitstatus_to_exitcode(os.waitpid(self._warden, 0)[1])
             self._warden = None

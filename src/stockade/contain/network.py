@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import json
 import os
 import shutil
 import socket
@@ -18,20 +17,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from stockade.errors import HostError, UsageError
 from stockade.records.addresses import RESOLVER
 
-from . import warden_path, wire
+from . import marker, warden_path, wire
 from .spawn import memory_file
 
 if TYPE_CHECKING:
-    from stockade.records.launch import IdRange
     from stockade.records.publish import Published
-    from stockade.records.spec import Network
 
-__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings", "write_marker"]
+__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings"]
 
-_MARKER = "network"
 _BACKLOG = 4096
 
 # pasta's defaults would reach the host's own loopback and forward every port that is open on either side.
@@ -42,26 +40,6 @@ _PASTA = (
 
 #: Link-local and the fixed addresses of metadata services outside of it.
 _REFUSED = ("169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32", "fd00:ec2::254/128")
-
-_NOBODY = 65534
-
-
-def write_marker(network: Network, ids: IdRange, generation: Path) -> None:
-    """Keep beside a plan what its launch does outside: published ports, egress, sockets. No file without any."""
-    marker = generation / _MARKER
-    served = network.mode == "private" and (network.publish or network.egress)
-    if not (served or network.listen):
-        marker.unlink(missing_ok=True)
-        return
-    fresh = generation / f".{_MARKER}.new"
-    # A helper that root starts becomes nobody, of the ids that the jail owns.
-    nobody = min(_NOBODY, ids.count - 1)
-    wanted = {
-        "publish": network.publish, "egress": network.egress, "listen": network.listen,
-        "ids": (str(ids.first + nobody), str(ids.first_gid + nobody)),
-    }  # fmt: skip
-    fresh.write_text(json.dumps(wanted), encoding="utf-8")
-    fresh.replace(marker)
 
 
 class Connection:
@@ -88,25 +66,24 @@ def connection(generation: Path, *, publish: bool, listen: bool) -> Iterator[Con
     pasta or ip is missing.
     """
     made = Connection()
-    try:
-        wanted = json.loads((generation / _MARKER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    wanted = marker.read(generation)
+    if wanted is None:
         yield made
         return
     try:
-        for text in wanted["listen"] if listen else ():
+        for text in wanted.listen if listen else ():
             made.listening.append(open_listener(text))
-        if publish and wanted["publish"]:
+        if publish and wanted.publish:
             from stockade.records.publish import parse
 
             gates = []
-            for published in map(parse, wanted["publish"]):
+            for published in map(parse, wanted.publish):
                 descriptor = _listen(published).detach()
                 made._keep(descriptor)
                 gates.append(f"{descriptor}:{published.target}")
-            forwarder = (warden_path(), "forward", "{pid}", *wanted["ids"], *gates)
+            forwarder = (warden_path(), "forward", "{pid}", *wanted.ids, *gates)
             made.records.append(wire.text(wire.HELPER, *forwarder))
-        if wanted["egress"]:
+        if wanted.egress:
             _egress(made)
         yield made
     finally:
@@ -117,10 +94,10 @@ def connection(generation: Path, *, publish: bool, listen: bool) -> Iterator[Con
 def openings(generation: Path) -> tuple[str, ...]:
     """What the jail in `generation` opens outside when it is started, as its spec says it."""
     try:
-        wanted = json.loads((generation / _MARKER).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        wanted = marker.read(generation)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return ()
-    return (*wanted["publish"], *wanted["listen"])
+    return () if wanted is None else (*wanted.publish, *wanted.listen)
 
 
 def open_listener(text: str) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import signal as signals
 import time
 from collections.abc import Iterator
@@ -80,18 +78,7 @@ class EndedJail(msgspec.Struct, frozen=True, kw_only=True):
 
 def running() -> tuple[RunningJail, ...]:
     """All running jails of the caller, by instance. What ended without a trace left is swept."""
-    found = []
-    for instance in runfiles.instances():
-        state = runfiles.read(instance)
-        if state is None:
-            with contextlib.suppress(OSError):
-                runfiles.directory(instance).rmdir()
-            continue
-        if state.alive:
-            found.append(_jail(instance, state))
-        elif state.status is None and "@" in instance:
-            _clean(instance, state)
-    return tuple(found)
+    return tuple(_jail(instance, state) for instance, state in runfiles.alive())
 
 
 def ended() -> tuple[EndedJail, ...]:
@@ -139,27 +126,30 @@ def stop(name: str, *, signal: int | None = None, timeout_s: float | None = None
     except NotFoundError:
         left = runfiles.read(name)
         if left is not None:
-            _clean(name, left)
+            runfiles.clean(name, left)
         raise
     default_signal, default_timeout = _stopping(jail.generation)
     number = default_signal if signal is None else signal
     state = _end_lives(jail.instance, number, default_timeout if timeout_s is None else timeout_s)
     if state is None:
         return None
-    _clean(jail.instance, state)
+    runfiles.clean(jail.instance, state)
     return state.status
 
 
-def logs(name: str, *, older: bool = False) -> Iterator[bytes]:
-    """The jail's log in pieces; with `older` the rotated ones first. NotFoundError when it never logged."""
+def logs(name: str, *, older: bool = False, newest: bool = True) -> Iterator[bytes]:
+    """The jail's log in pieces; with `older` the rotated ones first, without `newest` these alone.
+
+    NotFoundError when it never logged.
+    """
     runfiles.directory(name)
-    newest = log_path(name)
-    rotated = sorted(newest.parent.glob("log.[0-9]*"), key=lambda path: -int(path.suffix[1:])) if older else []
-    if not newest.exists() and not rotated:
+    last = log_path(name)
+    rotated = sorted(last.parent.glob("log.[0-9]*"), key=lambda path: -int(path.suffix[1:])) if older else []
+    if not last.exists() and not rotated:
         raise NotFoundError(
             f"jail `{name}` has no log", hint=f"a jail that `stockade start {name}` started writes one"
         )
-    for path in (*rotated, newest):
+    for path in (*rotated, *((last,) if newest else ())):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             while piece := file.read(1 << 16):
                 yield piece
@@ -209,7 +199,7 @@ def _end_lives(instance: str, number: int, timeout_s: float) -> runfiles.State |
             _signal(state.supervisor, signals.SIGPWR)  # the warden's sign for: no further life
         if runfiles.is_alive(state.init):
             _end_life(state, number, timeout_s)
-        if _has_ended(state.supervisor, _TURN_SECONDS if state.restarts is not None else _KILL_SECONDS):
+        if runfiles.has_ended(state.supervisor, _TURN_SECONDS if state.restarts is not None else _KILL_SECONDS):
             return runfiles.read(instance) or state
         if time.monotonic() > deadline:
             _signal(state.supervisor, signals.SIGKILL)
@@ -218,41 +208,16 @@ def _end_lives(instance: str, number: int, timeout_s: float) -> runfiles.State |
 def _end_life(state: runfiles.State, number: int, timeout_s: float) -> None:
     """Signal, time, kill. StateError where even that does not end PID 1."""
     _signal(state.init if number in FORWARDED else state.service, number)
-    if _has_ended(state.init, timeout_s):
+    if runfiles.has_ended(state.init, timeout_s):
         return
     _signal(state.init, signals.SIGKILL)
-    if not _has_ended(state.init, _KILL_SECONDS):
+    if not runfiles.has_ended(state.init, _KILL_SECONDS):
         raise StateError(
             "the jail's PID 1 cannot be killed", hint="a process in it waits for the kernel: see `ps` for state D"
         )
 
 
-@contextlib.contextmanager
-def _pidfd(process: tuple[int, int] | None) -> Iterator[int | None]:
-    """A descriptor of that very process, None when it is gone."""
-    try:
-        descriptor = os.pidfd_open(process[0]) if process is not None else None
-    except ProcessLookupError:
-        descriptor = None
-    try:
-        yield descriptor if runfiles.is_alive(process) else None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def _signal(process: tuple[int, int] | None, number: int) -> None:
-    with _pidfd(process) as descriptor, contextlib.suppress(ProcessLookupError):
+    with runfiles.pidfd(process) as descriptor, contextlib.suppress(ProcessLookupError):
         if descriptor is not None:
             signals.pidfd_send_signal(descriptor, number)
-
-
-def _has_ended(process: tuple[int, int] | None, timeout_s: float) -> bool:
-    with _pidfd(process) as descriptor:
-        return descriptor is None or bool(select.select([descriptor], [], [], timeout_s)[0])
-
-
-def _clean(instance: str, state: runfiles.State) -> None:
-    """What a supervisor that was killed could not remove, then the runtime directory."""
-    runfiles.sweep(state)
-    runfiles.release(instance)

@@ -10,13 +10,19 @@ import contextlib
 import fcntl
 import os
 import re
+import select
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from stockade import places
 from stockade.errors import NotFoundError, StateError, UsageError
+from stockade.kernel.pidfd import pidfd_open
 
-__all__ = ["State", "claim", "directory", "is_alive", "parse", "read", "start_time"]
+__all__ = [
+    "State", "alive", "claim", "clean", "directory", "has_ended", "is_alive", "parse", "pidfd", "read", "require_name",
+    "start_time", "take",
+]  # fmt: skip
 
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9]{1,10})?\Z")
 _ATTEMPTS = 20
@@ -47,13 +53,18 @@ class State:
         return is_alive(self.init) or (self.restarts is not None and is_alive(self.supervisor))
 
 
-def directory(instance: str) -> Path:
-    """The runtime directory of an instance; UsageError for what is no name (`/`, `..`)."""
+def require_name(instance: str) -> None:
+    """UsageError for what is no name of an instance (`/`, `..`)."""
     if not _INSTANCE.match(instance):
         raise UsageError(
             f"`{instance}` is no name for a jail",
             hint="names are lower case letters, digits, `.`, `_` and `-`, and start with a letter or digit",
         )
+
+
+def directory(instance: str) -> Path:
+    """The runtime directory of an instance; errors as `require_name`."""
+    require_name(instance)
     return places.runtime(instance)
 
 
@@ -61,35 +72,40 @@ def parse(text: str) -> State:
     """The state in `text`; a line that was cut short is skipped."""
     state = State()
     for line in text.splitlines():
-        word, _, value = line.partition(" ")
-        match word:
-            case "generation":
-                state.generation = value
-            case "started":
-                state.started = float(value or 0)
-            case "supervisor" | "init" | "service":
-                pid, _, ticks = value.partition(" ")
-                if pid.isdecimal() and ticks.isdecimal():
-                    setattr(state, word, (int(pid), int(ticks)))
-                if word == "init":
-                    state.waiting_ms, state.helper_lost = None, False
-            case "restarts" | "waiting" if value.isdecimal():
-                setattr(state, "waiting_ms" if word == "waiting" else word, int(value))
-            case "instance" | "last":
-                setattr(state, word, value)
-            case "helper":
-                state.helper_lost = True
-            case "exec":
-                state.executed = True
-            case "exit" | "signal" if value.isdecimal():
-                state.status = int(value) + (128 if word == "signal" else 0)
-            case "failed":
-                state.failed = value
-            case "remove":
-                state.remove.append(value)
-            case _:
-                pass
+        take(state, line)
     return state
+
+
+def take(state: State, line: str) -> None:
+    """Add what one line says to `state`."""
+    word, _, value = line.partition(" ")
+    match word:
+        case "generation":
+            state.generation = value
+        case "started":
+            state.started = float(value or 0)
+        case "supervisor" | "init" | "service":
+            pid, _, ticks = value.partition(" ")
+            if pid.isdecimal() and ticks.isdecimal():
+                setattr(state, word, (int(pid), int(ticks)))
+            if word == "init":
+                state.waiting_ms, state.helper_lost = None, False
+        case "restarts" | "waiting" if value.isdecimal():
+            setattr(state, "waiting_ms" if word == "waiting" else word, int(value))
+        case "instance" | "last":
+            setattr(state, word, value)
+        case "helper":
+            state.helper_lost = True
+        case "exec":
+            state.executed = True
+        case "exit" | "signal" if value.isdecimal():
+            state.status = int(value) + (128 if word == "signal" else 0)
+        case "failed":
+            state.failed = value
+        case "remove":
+            state.remove.append(value)
+        case _:
+            pass
 
 
 def read(instance: str) -> State | None:
@@ -116,6 +132,26 @@ def is_alive(process: tuple[int, int] | None) -> bool:
     return process is not None and start_time(process[0]) == process[1]
 
 
+@contextlib.contextmanager
+def pidfd(process: tuple[int, int] | None) -> Iterator[int | None]:
+    """A descriptor of that very process, None when it is gone."""
+    try:
+        descriptor = pidfd_open(process[0]) if process is not None else None
+    except ProcessLookupError:
+        descriptor = None
+    try:
+        yield descriptor if is_alive(process) else None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def has_ended(process: tuple[int, int] | None, timeout_s: float) -> bool:
+    """Whether that very process is gone within so many seconds."""
+    with pidfd(process) as descriptor:
+        return descriptor is None or bool(select.select([descriptor], [], [], timeout_s)[0])
+
+
 def private(path: Path) -> None:
     """Make the directory `path` for the caller alone, or see that it is: /tmp is everybody's."""
     try:
@@ -135,7 +171,7 @@ def claim(instance: str) -> int:
     StateError when the instance runs, or is being started.
     """
     place = directory(instance)
-    base = places.run()
+    base = place.parent
     if str(base.parent).startswith("/tmp/"):
         private(base.parent)
     private(base)
@@ -207,6 +243,27 @@ def instances() -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in names if _INSTANCE.match(name))
+
+
+def clean(instance: str, state: State) -> None:
+    """Remove what a supervisor that was killed could not, then the runtime directory."""
+    sweep(state)
+    release(instance)
+
+
+def alive() -> list[tuple[str, State]]:
+    """Each instance that runs, with its state, sorted. What ended without a trace left is swept."""
+    found = []
+    for instance in instances():
+        state = read(instance)
+        if state is None:
+            with contextlib.suppress(OSError):
+                directory(instance).rmdir()
+        elif state.alive:
+            found.append((instance, state))
+        elif state.status is None and "@" in instance:
+            clean(instance, state)
+    return found
 
 
 def not_running(name: str) -> NotFoundError:

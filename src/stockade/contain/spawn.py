@@ -17,8 +17,9 @@ __all__ = ["memory_file", "spawn"]
 def memory_file(content: bytes) -> int:
     """A close-on-exec descriptor that reads `content` from its start."""
     descriptor = os.memfd_create("plan", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 
@@ -34,7 +35,8 @@ def spawn(
     """Start the warden on `plan` (a path, or its content) and the fragment `records`; returns its pid.
 
     `streams` are its standard input, output and error, `inherit` the descriptors that `records` name. `wrapper` is a
-    command that becomes the one that follows it. HostError where the warden or the wrapper is missing.
+    command that becomes the one that follows it, with the caller's environment. HostError where the warden or the
+    wrapper is missing.
     """
     opened: list[int] = []
     try:
@@ -53,7 +55,7 @@ def spawn(
             standard.append((os.POSIX_SPAWN_DUP2, source, target))
         argv = [*wrapper, warden_path(), plan, str(fragment)]
         return os.posix_spawn(
-            _program(argv[0]), argv, dict(os.environ) if wrapper else {}, file_actions=[*standard, *kept],
+            _program(argv[0]), argv, _environment() if wrapper else {}, file_actions=[*standard, *kept],
             setsigmask=(), setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )  # fmt: skip
     except BlockingIOError as error:
@@ -64,6 +66,11 @@ def spawn(
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, in which systemd-run(1) finds the caller's own manager: su(1), sudo(8) and cron(8) do not say."""
+    return {**os.environ, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"}
 
 
 def _program(name: str) -> str:

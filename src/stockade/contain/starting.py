@@ -16,12 +16,13 @@ from stockade import places
 from stockade.errors import NotFoundError, StateError
 
 from . import runfiles, wire
+from .filesystem import marked
 from .identity import account
 from .jail import Running
 from .network import connection
 from .spawn import spawn
 
-__all__ = ["Streams", "current", "launch", "launch_generation"]
+__all__ = ["Streams", "alone", "current", "launch", "launch_generation"]
 
 _LOG_BYTES = 8 << 20
 _LOG_KEPT = 3
@@ -30,7 +31,7 @@ _EPHEMERAL_BYTES = 256 << 20
 
 def current(name: str) -> Path:
     """Directory of the jail's current generation; NotFoundError where nothing was built."""
-    runfiles.directory(name)  # refuses what is no name
+    runfiles.require_name(name)
     jail = os.fspath(places.jail(name))
     try:
         path = f"{jail}/{os.readlink(f'{jail}/current')}"
@@ -39,6 +40,17 @@ def current(name: str) -> Path:
     if not os.path.isfile(f"{path}/plan"):
         raise NotFoundError(f"jail `{name}` has not been built", hint=f"`stockade build {name}` builds it")
     return Path(path)
+
+
+def alone(name: str) -> Path:
+    """As `current`; StateError where the spec has a machine among its walls, since a jail alone is less than that."""
+    generation = current(name)
+    if places.machine(generation).exists():
+        raise StateError(
+            f"`{name}` has a machine among its walls",
+            hint=f"`stockade start {name}` starts it, `stockade run {name} -- COMMAND` runs a command in one",
+        )
+    return generation
 
 
 def launch(
@@ -69,10 +81,11 @@ def launch(
     passed on as 3, 4, … with LISTEN_FDS (sd_listen_fds(3)) and NGINX, in place of those that the spec names.
     `records`: further records of the warden's plan.
 
-    NotFoundError when nothing was built, StateError when it already runs, WallError when a launch step failed.
+    NotFoundError when nothing was built, StateError when it already runs and for a jail with a machine among its walls,
+    WallError when a launch step failed.
     """
     return launch_generation(
-        current(name), name=name, argv=argv, environment=environment, user=user, terminal=terminal, detach=detach,
+        alone(name), name=name, argv=argv, environment=environment, user=user, terminal=terminal, detach=detach,
         gate=gate, stdin=stdin, stdout=stdout, stderr=stderr, directory=directory, ephemeral=ephemeral, sockets=sockets,
         records=records,
     )  # fmt: skip
@@ -115,6 +128,10 @@ def launch_generation(
     if terminal:
         fragment.append(terminal_record())
     open_standard()
+    if plan is None and (os.path.exists(places.resize(generation)) or marked(generation.parent.parent / "volumes")):
+        from .resizing import catch_up
+
+        catch_up(generation, jail)
     with contextlib.ExitStack() as stack:
         held = _hold(generation, jail)
         stack.callback(os.close, held)
@@ -228,9 +245,12 @@ def start(
 
 
 def _hold(generation: Path, jail: str) -> int:
-    """A descriptor that keeps the generation from being removed as long as any copy of it is open (flock(2))."""
+    """A descriptor that keeps the generation from being removed as long as any copy of it is open (flock(2)).
+
+    Of a file, since PID 1 of a detached jail has a copy, and no directory of the host may be in reach of a jail.
+    """
     try:
-        descriptor = os.open(generation, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(places.use(generation), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         raise NotFoundError(f"`{generation}` is not there", hint=f"`stockade build {jail}` makes it") from None
     try:
@@ -238,7 +258,7 @@ def _hold(generation: Path, jail: str) -> int:
     except BlockingIOError:
         os.close(descriptor)
         hint = f"`stockade status {jail}` shows what there is"
-        raise StateError(f"`{generation}` is being removed", hint=hint) from None
+        raise StateError(f"`{generation}` is being removed, or a volume gets another size", hint=hint) from None
     return descriptor
 
 
@@ -285,9 +305,8 @@ def _sockets(sockets: Sequence[int]) -> list[bytes]:
         return []
     passed = [wire.record(wire.PASS, given, 3 + number) for number, given in enumerate(sockets)]
     numbers = "".join(f"{3 + number};" for number in range(len(sockets)))
-    # PID 1 makes one process, so the service is 2 in its namespace.
-    protocol = (f"LISTEN_FDS={len(sockets)}", "LISTEN_PID=2", f"NGINX={numbers}")
-    return passed + [wire.text(wire.ENV, variable) for variable in protocol]
+    protocol = [wire.text(wire.ENV, variable) for variable in (f"LISTEN_FDS={len(sockets)}", f"NGINX={numbers}")]
+    return [*passed, *protocol, wire.text(wire.ENV, "LISTEN_PID=", numbers=(1,))]  # the warden adds the pid
 
 
 def terminal_record() -> bytes:

@@ -65,7 +65,7 @@ INSTANCE = 52
 
 RESTART_ON_FAILURE, RESTART_ALWAYS = 1, 2
 MAP_DIRECT, MAP_BY_HELPERS, MAP_SINGLE = range(3)
-TREE_OWN, TREE_IDMAP, TREE_SUBMOUNTS, TREE_OPTIONAL, TREE_VOLUME = 1, 2, 4, 8, 16
+TREE_OWN, TREE_IDMAP, TREE_SUBMOUNTS, TREE_OPTIONAL, TREE_VOLUME, TREE_SIZED = 1, 2, 4, 8, 16, 32
 
 
 def _u32(number: int) -> bytes:
@@ -78,8 +78,7 @@ def _u64(number: int) -> bytes:
 
 def record(op: int, *numbers: int, payload: bytes = b"") -> bytes:
     """One record with up to four numbers."""
-    padded = (*numbers, 0, 0, 0, 0)[:4]
-    head = _u32(op) + _u32(len(payload)) + b"".join(map(_u64, padded))
+    head = _u32(op) + _u32(len(payload)) + b"".join(map(_u64, numbers)).ljust(32, b"\0")
     return head + payload + bytes(-len(payload) % 8)
 
 
