@@ -134,7 +134,10 @@ def test_what_was_refused_is_named_with_the_line_that_lifts_it(case: str, home: 
     assert report["toml"] == given.toml
 
 
-@pytest.mark.parametrize("case", ["numa", "two-things", "packet-socket", "write-in-etc"])
+@pytest.mark.parametrize(
+    "case",
+    ["write-in-etc", *(pytest.param(case, marks=pytest.mark.slow) for case in ("numa", "two-things", "packet-socket"))],
+)
 def test_pasted_lines_make_it_work(case: str, home: Home, tmp_path: Path) -> None:
     given = CURABLE[case]
     other = Home(tmp_path)
@@ -167,6 +170,7 @@ def test_a_program_that_the_jail_lacks_is_named_with_its_line(home: Home) -> Non
     assert report["toml"] == '[files]\ninclude = ["/usr/bin/id"]'
 
 
+@pytest.mark.slow
 def test_a_file_that_nobody_may_write_is_named_with_both_of_its_lines(home: Home, tmp_path: Path) -> None:
     command = python("open('/etc/app.conf', 'w').write('b')")
     report = home.why("box", command)

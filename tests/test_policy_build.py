@@ -74,6 +74,7 @@ def test_of_two_that_would_do_the_weaker_stays(either: tuple[str, str], kept: st
     assert found.lock.capabilities == (kept,)
 
 
+@pytest.mark.slow
 def test_a_service_that_has_to_be_killed_without_a_capability_needs_it(home: Home) -> None:
     """The first process has a child with another id end, and waits for it: without `kill` it waits for ever."""
     setup = """
@@ -100,6 +101,7 @@ def test_a_service_that_is_not_root_is_given_no_capability(home: Home) -> None:
     assert json.loads(lock.read_text())["capabilities"] == []
 
 
+@pytest.mark.slow
 def test_a_capability_that_is_missed_without_a_failure_is_told(home: Home) -> None:
     setup = """
 open('/tmp/x', 'w')
@@ -113,6 +115,7 @@ def quiet():
     assert report["proposal"]["missed"] == [{"capability": "chown", "calls": ["chown `/tmp/x`"]}]
 
 
+@pytest.mark.slow
 def test_failed_build_says_what_was_refused_and_the_lines_that_help(home: Home) -> None:
     home.write("server", server("os.setuid(0)", "socket.socket(17, 3, 3).close()"))
     done = home.run("build", "server")
@@ -124,6 +127,7 @@ def test_failed_build_says_what_was_refused_and_the_lines_that_help(home: Home) 
     home.build("server", server("os.setuid(0)", "socket.socket(17, 3, 3).close()", policy=lines))
 
 
+@pytest.mark.slow
 def test_build_fails_when_a_command_ends_otherwise_than_outside(home: Home) -> None:
     home.write("server", spec("server", "socket.socket(17, 3, 3)"))
     done = home.run("build", "server")
@@ -145,6 +149,7 @@ def test_proposal_has_preset_ports_and_written_directories(home: Home) -> None:
     assert 30 < proposal["used"] < 120 and proposal["unused"] > 100
 
 
+@pytest.mark.slow
 def test_proposal_is_a_spec_in_which_everything_works(home: Home) -> None:
     words = ("open('/var/lib/misc/state', 'w').write('a')", "os.setpriority(0, 0, 5)", "socket.socket(16, 3).close()")
     home.build("server", server(*words))

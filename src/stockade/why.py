@@ -17,9 +17,10 @@ from .policy import changes
 from .policy.blocked import Blocked, Key, blocked
 from .records.generation import Generation
 from .records.lock import Lock, LockDirectory
+from .records.policy import size_bytes
 from .records.proposal import Refusal
 from .records.report import WhyReport
-from .records.spec import Ready, Spec
+from .records.spec import Directory, Ready, Spec
 from .records.text import escape, unescape
 from .records.trace import Trace
 from .trial import TRIED, Trial, try_inside
@@ -117,15 +118,21 @@ def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
 
 
 def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
-    """The lock with the directories that `spec` makes writable and the build does not know yet."""
+    """The lock with the directories that `spec` makes writable and the build does not know yet, and volumes' sizes."""
     known = {unescape(found.path) for found in lock.directories}
-    made = []
+    made = [_sized(found, spec.directories.get(found.path)) for found in lock.directories]
     for number, (path, wanted) in enumerate(spec.directories.items()):
         if unescape(path) not in known:
             who = account(rootfs, wanted.owner)
             volume = f"{TRIED}{number}" if wanted.kind == "volume" else ""
             made.append(LockDirectory(path=path, mode=int(wanted.mode, 8), uid=who.uid, gid=who.gid, volume=volume))
-    return msgspec.structs.replace(lock, directories=(*lock.directories, *made))
+    return msgspec.structs.replace(lock, directories=tuple(made))
+
+
+def _sized(found: LockDirectory, wanted: Directory | None) -> LockDirectory:
+    if wanted is None or not found.volume or not wanted.size:
+        return found
+    return msgspec.structs.replace(found, size=size_bytes(wanted.size), inodes=wanted.inodes or 0)
 
 
 def explained(diagnosis: Diagnosis) -> str:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-
-import msgspec
+from collections.abc import Mapping, Sequence
 
 from stockade import machines
-from stockade.cli import console
-from stockade.cli.guests import published
+from stockade.cli import console, machinelife
+from stockade.cli.guests import published, relay
 from stockade.cli.images import byte_count
 from stockade.cli.parser import Parser
-from stockade.contain.starting import current
-from stockade.errors import NotFoundError, UsageError
-from stockade.records.spec import Spec
+from stockade.errors import StateError, UsageError
 from stockade.vm import control, manage
-from stockade.vm.start import Started
+from stockade.vm.start import Started, stop
 
 __all__ = ["add_options", "run", "walls_of"]
 
 _READ = 65536
+_END_S = 5.0
 
 
 def add_options(parser: Parser) -> None:
@@ -40,27 +38,50 @@ def add_options(parser: Parser) -> None:
 
 def walls_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The walls that are asked for; those of the spec as it was built where none are."""
-    if arguments.walls:
-        return tuple(arguments.walls.split(","))
-    try:
-        spec = msgspec.json.decode((current(arguments.name) / "spec.json").read_bytes(), type=Spec)
-    except (FileNotFoundError, NotFoundError):
-        return ("jail",)
-    return spec.walls
+    return tuple(arguments.walls.split(",")) if arguments.walls else machinelife.walls_of(arguments.name)
 
 
-def run(arguments: argparse.Namespace, walls: Sequence[str]) -> int:
-    """Run the service as a guest that is gone once it has ended, its console on standard output; returns its status."""
+def run(arguments: argparse.Namespace, walls: Sequence[str], environment: Mapping[str, str], *, terminal: bool) -> int:
+    """Run the service, or a command in its place, as a guest that is gone once that has ended; returns its status.
+
+    The service's output is the console's. What was recorded of the guest stays, and it is told where.
+    """
     manage.check_walls(walls)
-    if arguments.command:
+    if arguments.user:
         raise UsageError(
-            "a machine runs the jail's service, no other command",
-            hint=f"`stockade guest create NAME --jail {arguments.name}`, then `stockade guest exec NAME -- COMMAND`",
+            "`--user` is not for walls with a machine among them: the command runs as the service does",
+            hint=f"`stockade guest create NAME --jail {arguments.name} --start`, then `stockade guest exec NAME --user "
+            "UID -- COMMAND`",
         )
+    # Beside the service a command has no ports, as with a jail alone.
+    publish = arguments.publish or (() if arguments.command else None)
     with console.Progress() as progress:
         started = machines.start_jail(
-            arguments.name, walls, memory=arguments.memory, publish=arguments.publish or None, progress=progress.doing
-        )
+            arguments.name, walls, memory=arguments.memory, publish=publish,
+            wait=bool(arguments.command), progress=progress.doing,
+        )  # fmt: skip
+    try:
+        if not arguments.command:
+            return _watch(started)
+        with machines.command(
+            started.name, arguments.command, environment=environment, directory=arguments.directory,
+            terminal=os.get_terminal_size(0) if terminal else None,
+        ) as session:  # fmt: skip
+            return relay(session, terminal=terminal)
+    finally:
+        with contextlib.suppress(StateError):
+            stop(started.name, timeout_s=_END_S)
+        kept = machines.keep_record(started.name)
+        machines.discard(started.name)
+        if kept is not None:
+            console.note(f"what was executed and typed is kept in `{kept}`; `ausearch -if` reads it")
+            console.next_command(
+                f"`stockade guest record {kept}`; `stockade start {arguments.name}` is a machine that stays"
+            )
+
+
+def _watch(started: Started) -> int:
+    """Pass the console on until the guest has ended."""
     before = {
         number: signal.signal(number, lambda number, _: _pass_on(started)) for number in (signal.SIGINT, signal.SIGTERM)
     }
@@ -76,7 +97,6 @@ def run(arguments: argparse.Namespace, walls: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        machines.discard(started.name)
 
 
 def _pass_on(started: Started) -> None:

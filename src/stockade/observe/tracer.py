@@ -23,6 +23,9 @@ __all__ = ["Tracer", "launcher", "processor", "require"]
 _ATTACH_TIMEOUT_S = 10.0
 _POLL_S = 0.002
 
+#: Signals of which strace shall say that they ended a process: what a filter and the want of memory send.
+_ENDING = "SIGSYS,SIGKILL"
+
 #: For strace. Without TZ, localtime(3) looks at /etc/localtime again for the time on each line.
 _TIME_ZONE = {"TZ": "UTC0"}
 
@@ -45,7 +48,7 @@ def processor() -> int:
 
 def _options(output: str, *, syscalls: bool) -> list[str]:
     traced = f"raw=!{TRACED}" if syscalls else f"trace={TRACED}"
-    expressions = [word for value in (traced, f"verbose={DECODED}", "signal=none") for word in ("-e", value)]
+    expressions = [word for value in (traced, f"verbose={DECODED}", f"signal={_ENDING}") for word in ("-e", value)]
     return ["-ff", "-y", "-ttt", "-s", "256", *expressions, "-o", output]
 
 

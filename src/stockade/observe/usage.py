@@ -19,7 +19,9 @@ __all__ = ["calls_seen"]
 _TELLING = frozenset({
     "EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "EROFS", "EMFILE", "ENOSPC", "EFBIG", "ENETUNREACH",
 })  # fmt: skip
-_TELLING_OF = {"EAGAIN": frozenset({"clone", "fork", "vfork"}), "ENOMEM": frozenset({"mlock", "mlockall", "mmap"})}
+_TELLING_OF = {
+    "EAGAIN": frozenset({"clone", "clone3", "fork", "vfork"}), "ENOMEM": frozenset({"mlock", "mlockall", "mmap"}),
+}  # fmt: skip
 
 #: Calls of which a filter or a capability check looks at arguments, and which of these; the others are noted as 0.
 _JUDGED = {
@@ -28,6 +30,10 @@ _JUDGED = {
     "mknodat": (2,),
 }  # fmt: skip
 
+#: Calls that send SIGKILL, in strace's raw numbers: of threads the signal is the third, else the second.
+_SENT = re.compile(
+    r"(?:t?kill|pidfd_send_signal|rt_sigqueueinfo)\([^,]*, 0x9\b|(?:rt_)?tg(?:kill|sigqueueinfo)\([^,]*,[^,]*, 0x9\b"
+)
 _ERROR = re.compile(r"\) += -1 (E[A-Z0-9]+) ")
 _NUMBERS = re.compile(r"(?:0x[0-9a-f]+|-?\d+)(?=[,)])")
 _TYPE = re.compile(r", (?:S_IF([A-Z]+)\|)?0[0-7]+")
@@ -62,10 +68,28 @@ def calls_seen(lines: Sequence[tuple[str, int, str]], recorded: Sequence[Recorde
             arguments = _arguments(name, rest) if name in _JUDGED else ()
             path = STRINGS.search(rest) if error else None
             counts[name, error, arguments, unescape(path[1]) if path else ""] += 1
+    if _killed(lines, recorded):
+        counts["", "SIGKILL", (), ""] = 1
     return tuple(
         CallSeen(name=name, error=error, arguments=arguments, path=path, count=count)
         for (name, error, arguments, path), count in counts.items()
     )
+
+
+def _killed(lines: Sequence[tuple[str, int, str]], recorded: Sequence[Recorded]) -> bool:
+    """Whether the kernel has ended a process by itself, as it does for want of memory, and none of them has.
+
+    Those of a jail whose service has ended go the same way, and so do commands that took too long.
+    """
+    service, commands = recorded[0].pid, {item.pid for item in recorded[1:]}
+    for _, pid, text in lines:
+        if _SENT.match(text):
+            return False
+        if text.startswith("+++ killed by SIGKILL") and pid not in commands:
+            return True
+        if pid == service and text.startswith("+++ "):
+            return False
+    return False
 
 
 def _error(name: str, rest: str) -> str:

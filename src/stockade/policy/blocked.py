@@ -21,6 +21,7 @@ from ..records.text import escape, unescape
 from ..records.trace import Access, CallSeen, Trace
 from . import changes
 from .changes import Change
+from .exhausted import Exhausted, exhausted
 from .guards import EXCESSIVE, HOST_ONLY, capability_for
 
 __all__ = ["Blocked", "Key", "blocked", "granted", "selection"]
@@ -75,13 +76,19 @@ def blocked(
     """
     view = _View(trace, spec, lock, outside)
     found: dict[Key, Blocked] = {}
-    for one in (*view.calls(), *view.accesses(host)):
+    for one in (*view.calls(), *view.accesses(host), *view.sockets(_of_the_host)):
         known = found.get(one.key)
         if known is not None:
             count = known.refusal.count + one.refusal.count
             one = Blocked(msgspec.structs.replace(known.refusal, count=count), known.change, known.tried)
         found[one.key] = one
     return tuple(found.values())
+
+
+def _of_the_host(name: str) -> bool:
+    """Whether somebody on the host has the abstract Unix socket `@NAME` (proc(5), /proc/net/unix)."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
+        return any(line.split(maxsplit=7)[7:] == [f"{name}\n"] for line in file)
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -114,6 +121,9 @@ class _View:
                     never=True, reason="the process was ended: the numbers of a foreign architecture (i386, x32) mean "
                     "other calls, and no filter judges them; use a program built for this one",
                 ))  # fmt: skip
+                continue
+            if seen.error == "SIGKILL":
+                yield from self._by_the_kernel(seen)
                 continue
             if self._selection is not None and self._selection.answer(seen.name, seen.arguments) == seen.error:
                 yield from self._filtered(seen, self._selection)
@@ -161,17 +171,12 @@ class _View:
         return self._never(seen, "filter", rule.about, what)
 
     def _by_the_kernel(self, seen: CallSeen) -> Iterator[Blocked]:
-        limits = self._spec.limits
+        found = exhausted(seen, self._spec, self._lock, self._trace)
+        if found is not None:
+            yield self._limit(seen, found)
+            return
         capability = capability_for(seen)
         match seen.error:
-            case "EMFILE" if limits.open_files:
-                yield self._limit(seen, f"`open_files = {limits.open_files}` is reached")
-            case "EAGAIN" if limits.processes and seen.name in ("clone", "fork", "vfork"):
-                yield self._limit(seen, f"`processes = {limits.processes}` is reached")
-            case "EFBIG" if limits.file_size:
-                yield self._limit(seen, f'`file_size = "{limits.file_size}"` is reached')
-            case "ENOSPC":
-                yield self._limit(seen, "a writable place is full: set its `size` in `[directories]`, or `tmpfs`")
             case "ENETUNREACH" if seen.name in ("connect", "sendto", "sendmsg"):
                 if not self._spec.network.egress and self._spec.network.mode != "host":
                     why = "the jail has no way out: a private network with `egress` gives one"
@@ -215,6 +220,19 @@ class _View:
                 yield from self._read_only(access)
             elif access.error == "EACCES" and (access.operation, access.path) not in self._denied:
                 yield from self._denied_path(access)
+
+    def sockets(self, of_the_host: Callable[[str], bool]) -> Iterator[Blocked]:
+        """Abstract sockets of the host, in whose network the jail is though no trial is; `of_the_host` knows them."""
+        if not self._spec.policy.landlock or self._spec.network.mode != "host":
+            return
+        for one in self._trace.sockets:
+            if one.operation == "connect" and one.error and one.address.startswith("@") and of_the_host(one.address):
+                change = changes.no_landlock()
+                yield Blocked(Refusal(
+                    what=f"connect to `{one.address}`", wall="landlock", call="connect", error=one.error,
+                    reason="it is a socket outside of the jail, and Landlock lets no abstract name lead out of it",
+                    lines=changes.lines(self._spec, change(self._spec)),
+                ), change, tried=False)  # fmt: skip
 
     def _device(self, access: Access, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
         if access.operation not in ("read", "write", "create") or access.error not in ("ENOENT", "EACCES"):
@@ -299,9 +317,12 @@ class _View:
             path=escape(seen.path), count=seen.count, never=True,
         ))  # fmt: skip
 
-    def _limit(self, seen: CallSeen, reason: str) -> Blocked:
+    def _limit(self, seen: CallSeen, found: Exhausted) -> Blocked:
+        if found.change is not None:
+            what = "" if seen.name else "a process"
+            return self._blocked(seen, "limit", found.reason, found.change, what)
         return Blocked(Refusal(
-            what=_call(seen), wall="limit", reason=reason, call=seen.name, error=seen.error, count=seen.count
+            what=_call(seen), wall="limit", reason=found.reason, call=seen.name, error=seen.error, count=seen.count
         ))  # fmt: skip
 
     def _path(

@@ -13,8 +13,8 @@ from ..records.spec import Directory, Network, Spec
 from ..records.text import escape
 
 __all__ = [
-    "Change", "capabilities", "capability", "device", "directory", "include", "lines", "mode", "network", "no_landlock",
-    "owner", "preset", "publish", "system_call", "toml",
+    "Change", "capabilities", "capability", "device", "directory", "include", "limit", "lines", "mode", "network",
+    "no_landlock", "owner", "preset", "publish", "system_call", "toml",
 ]  # fmt: skip
 
 Change = Callable[[Spec], Spec]
@@ -65,6 +65,11 @@ def device(name: str) -> Change:
 def no_landlock() -> Change:
     """Do without Landlock."""
     return lambda spec: _policy(spec, landlock=False)
+
+
+def limit(key: str, value: int | str) -> Change:
+    """Set a limit."""
+    return lambda spec: msgspec.structs.replace(spec, limits=msgspec.structs.replace(spec.limits, **{key: value}))
 
 
 def directory(path: str, wanted: Directory) -> Change:
