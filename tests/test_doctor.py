@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stockade import doctor
 from stockade.doctor import kernel, programs
 from stockade.doctor.attempt import attempt
 from stockade.records.host import Feature, Host
+from stockade.vm import kernels
 
 
 def features() -> dict[str, Feature]:
@@ -74,6 +76,74 @@ def test_version_of_strace_is_the_one_it_tells() -> None:
         pytest.skip("needs strace: `apt-get install strace`")
     told = subprocess.run(["strace", "-V"], capture_output=True, text=True, timeout=20, check=True).stdout.split()[3]
     assert features()["strace"].seen.endswith(f" {told}")
+
+
+def _kernel(path: Path, version: str) -> str:
+    """A program that says it is a UML kernel of that version."""
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_kernels_for_guests_are_named_with_the_one_that_is_used_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Asked as nobody: below a directory that everybody may enter.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        top = Path(directory)
+        top.chmod(0o755)
+        older, newer = _kernel(top / "a/linux", "6.9.1"), _kernel(top / "b/linux", "6.12.3")
+        _kernel(top / "c/linux", "no version")
+        (top / "modules/6.9.1").mkdir(parents=True)
+        monkeypatch.setattr(kernels, "_PATTERNS", (f"{top}/*/linux",))
+        monkeypatch.setattr(kernels, "MODULE_ROOTS", (f"{top}/modules",))
+        monkeypatch.setenv("STOCKADE_HOME", f"{top}/home")
+        found = [feature for feature in programs.features() if feature.purpose == "the wall `vm`"]
+        assert [(feature.name, feature.state, feature.seen) for feature in found] == [
+            ("linux.uml", "present", f"{newer} 6.12.3, no modules"),
+            ("kernel 6.9.1", "present", f"{older} 6.9.1, modules in {top}/modules/6.9.1; used with `--kernel`"),
+        ]
+        assert kernels.find().path == newer
+        shutil.rmtree(top / "home")
+        list(programs.features())
+        assert not (top / "home").exists()  # doctor changes nothing
+
+
+def test_host_without_a_kernel_for_guests_is_told_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_PATTERNS", ())
+    (lacking,) = (feature for feature in programs.features() if feature.name == "linux.uml")
+    assert (lacking.state, lacking.seen, lacking.cost) == ("absent", "not installed", "no `vm` among the walls")
+    assert lacking.cure.startswith("`apt-get install user-mode-linux`")
+
+
+def _unified(root: Path, *, user: str = "", systemd: bool = True) -> str:
+    """A host with control groups of version 2; `user` are the controllers that user 1000 has, "" without a manager."""
+    files = {
+        "proc/self/mountinfo": "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        "sys/fs/cgroup/cgroup.controllers": "cpu io memory pids\n",
+    }
+    if systemd:
+        files["run/systemd/system/marker"] = ""
+    if user:
+        files["run/user/1000/systemd/private"] = ""
+        own = "sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service"
+        files[f"{own}/cgroup.controllers"] = f"{user}\n"
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return str(root)
+
+
+def test_limits_on_a_host_of_systemd_are_those_of_the_scopes_that_a_launch_would_ask_for(tmp_path: Path) -> None:
+    root = _unified(tmp_path / "root")
+    found = kernel._cgroups(root, 0)
+    assert (found.state, found.seen) == ("present", "version 2, in scopes of systemd's, with memory, pids, cpu")
+    lacking = kernel._cgroups(root, 1000)
+    assert (lacking.state, lacking.cure) == ("absent", "`loginctl enable-linger` starts the user's systemd")
+    whole = kernel._cgroups(_unified(tmp_path / "whole", user="cpu memory pids"), 1000)
+    assert (whole.state, whole.cost) == ("present", "")
+    part = kernel._cgroups(_unified(tmp_path / "part", user="memory pids"), 1000)
+    assert (part.state, part.cost) == ("limited", "not limited: cpu")
+    assert "systemctl edit user@.service" in part.cure
 
 
 def test_host_without_user_namespaces_is_told_the_sysctl() -> None:

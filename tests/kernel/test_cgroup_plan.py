@@ -8,7 +8,7 @@ import pytest
 
 from stockade.errors import SpecError
 from stockade.kernel.cgroup_plan import plan
-from stockade.kernel.cgroups import disk_of, layout
+from stockade.kernel.cgroups import disk_of, entrance, layout
 from stockade.records.policy import CgroupLayout, CgroupOperation, CgroupPlan, NotLimited, size_bytes
 from stockade.records.spec import Limits
 
@@ -103,6 +103,55 @@ def test_an_ordinary_user_gets_a_scope_of_its_own_manager_with_what_is_delegated
         NotLimited(limit="io_read", reason="`user@.service` does not delegate the controller `io` to this user"),
         NotLimited(limit="io_write", reason="`user@.service` does not delegate the controller `io` to this user"),
     )
+
+
+def test_swap_is_limited_in_a_slice_that_systemd_has_yet_to_make(tmp_path: Path) -> None:
+    """The user's `app.slice` comes with its first unit, and its controllers with the first that asks for them."""
+    version_2(tmp_path, systemd=True)
+    own = "sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service"
+    write(tmp_path, f"{own}/cgroup.controllers", "memory pids\n")
+    write(tmp_path, "run/user/1000/systemd/private")
+    for path in ("system.slice", "init.scope"):
+        (tmp_path / "sys/fs/cgroup" / path / "memory.swap.max").unlink()
+    assert layout(root=str(tmp_path), uid=1000).files == ()
+    write(tmp_path, f"{own}/memory.swap.max", "max\n")
+    found = layout(root=str(tmp_path), uid=1000)
+    assert found.files == FILES
+    assert plan(Limits(memory="64M"), found, "web").not_limited == ()
+
+
+@pytest.mark.parametrize(
+    ("session", "writable", "scoped"),
+    [
+        ("/user.slice/user-1000.slice/session-3.scope", "", True),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/terminal.scope", "", False),
+        ("/user.slice/user-1000.slice/session-3.scope", "/user.slice/user-1000.slice", False),
+    ],
+)
+def test_a_process_enters_a_jail_by_a_scope_of_the_user_where_no_common_ancestor_is_the_users(
+    tmp_path: Path, session: str, writable: str, scoped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cgroup-v2.rst, "Delegation Containment": who moves a process may write cgroup.procs of the common ancestor."""
+    version_2(tmp_path, systemd=True)
+    own = "/user.slice/user-1000.slice/user@1000.service"
+    write(tmp_path, "run/user/1000/systemd/private")
+    write(tmp_path, "proc/self/cgroup", f"0::{session}\n")
+    delegated = {f"{tmp_path}/sys/fs/cgroup{place}/cgroup.procs" for place in (f"{own}/app.slice", writable) if place}
+    monkeypatch.setattr("os.access", lambda path, _: str(path) in delegated)
+    jail = f"/sys/fs/cgroup{own}/app.slice/stockade-web-1.scope/jail"
+    found = entrance(jail, root=str(tmp_path), uid=1000)
+    assert found == (
+        ("systemd-run", "--user", "--scope", "--quiet", "--collect", "--slice=app.slice", "--") if scoped else ()
+    )
+    assert entrance(jail, root=str(tmp_path), uid=0) == ()
+
+
+def test_version_1_and_a_user_without_a_manager_have_no_scope_to_enter_by(tmp_path: Path) -> None:
+    version_1(tmp_path)
+    assert entrance("/sys/fs/cgroup/memory/stockade-web", root=str(tmp_path), uid=1000) == ()
+    version_2(tmp_path, systemd=True)
+    write(tmp_path, "proc/self/cgroup", "0::/user.slice/user-1000.slice/session-3.scope\n")
+    assert entrance("/sys/fs/cgroup/stockade-web/jail", root=str(tmp_path), uid=1000) == ()
 
 
 def test_a_user_without_a_running_manager_is_told_so_for_every_limit(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def attempt(action: Callable[[], object]) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name in ("read", "write", "hidden"):
+    for name in ("read", "write", "hidden", "fixed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     shutil.copy("/bin/true", tmp_path / "read" / "program")
@@ -136,6 +136,7 @@ def grants(tree: Path) -> list[Grant]:
     return [
         Grant(path=str(tree / "read"), access=("read",)),
         Grant(path=str(tree / "write"), access=("read", "write")),
+        Grant(path=str(tree / "fixed"), access=("read", "truncate")),
         Grant(path="/usr", access=("execute",)),
         Grant(path="/lib64", access=("execute",)),
         Grant(path="/dev/null", access=("device",), directory=False),
@@ -161,6 +162,10 @@ ATTEMPTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "link a hidden file": (lambda tree: os.link(tree / "hidden/file", tree / "write/hidden"), "EACCES|EXDEV"),
     "execute where execution is not granted": (lambda tree: os.execv(tree / "read/program", ["program"]), "EACCES"),
     "write a device": (lambda tree: Path("/dev/null").write_bytes(b"x"), "0"),
+    "truncate a readable file": (lambda tree: os.truncate(tree / "read/file", 0), "EACCES"),
+    "truncate where that is granted": (lambda tree: os.truncate(tree / "fixed/file", 0), "0"),
+    "open for writing where only truncating is": (lambda tree: (tree / "fixed/file").write_text("x"), "EACCES"),
+    "create where only truncating is granted": (lambda tree: (tree / "fixed/new").touch(), "EACCES"),
     "truncate a hidden file": (lambda tree: os.truncate(tree / "hidden/file", 0), "EACCES"),
 }
 

@@ -186,6 +186,29 @@ def test_a_pidfd_tells_id_and_end_of_its_process(as_root: None) -> None:
         os.close(descriptor)
 
 
+def test_a_process_that_has_ended_is_not_there_even_while_its_session_goes_on() -> None:
+    def work() -> str:
+        reader, writer = os.pipe()
+        leader = os.fork()
+        if leader == 0:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.waitpid(leader, 0)
+        try:
+            os.close(pidfd_open(leader))
+        except ProcessLookupError:
+            return "gone"
+        finally:
+            os.close(writer)
+        return "there"
+
+    assert in_child(work) == "gone"
+
+
 def test_a_pidfd_tells_the_id_that_the_reader_sees_not_the_one_inside(as_root: None) -> None:
     def work() -> list[int]:
         unshare(CLONE_NEWPID)

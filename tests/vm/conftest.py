@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from machine import Guests, leftovers, make_image, make_tree, needs_uml, until
+from machine import Guests, leftovers, make_image, make_tree, needs, needs_uml, until
 
 from stockade import machines, places
 from stockade.records.guest import Guest
 from stockade.records.image import Image
-from stockade.vm import images, staging, store
+from stockade.vm import debian, images, staging, store
 from stockade.vm.start import Started
 
 BUSYBOX = Path("/bin/busybox")
@@ -138,6 +138,18 @@ def tiny_image(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
     if os.geteuid() != 0:
         pytest.skip("run as root: its guests get ids of their own; an ordinary user's are in test_ordinary_guests.py")
     return make_image("tiny", make_tree(tmp_path_factory.mktemp("tiny") / "root"))
+
+
+@pytest.fixture(scope="package")
+def system_image(home: Path) -> Iterator[Image]:
+    """The image `system`: Debian with systemd, and with what Stockade needs in it."""
+    needs_uml()
+    needs(("mmdebstrap", "mmdebstrap"))
+    if os.geteuid() != 0:
+        pytest.skip("run as root: its guests get ids of their own")
+    packages = ["libpam-systemd", "openssh-server", "procps", "python3", "strace", "uidmap"]
+    yield debian.image_of_debian("bookworm", "system", packages=packages, init="systemd", modules=["overlay"])
+    images.remove("system", [])
 
 
 @pytest.fixture

@@ -68,6 +68,14 @@ def test_an_image_with_a_pid_1_of_its_own_gets_no_settings_of_ours() -> None:
     assert "ssl0" not in found
 
 
+def test_a_system_is_told_to_the_warden_which_stays_the_first_program() -> None:
+    found = line(start=ImageStart(system="/lib/systemd/systemd", options=("systemd.show_status=1",)))
+    assert (found["init"], found["stockade_system"]) == ("/.stockade/init", "/lib/systemd/systemd")
+    assert found["systemd.show_status"] == "1"
+    assert "ssl0" in found
+    assert "stockade_system" not in line()
+
+
 def test_the_plan_is_the_one_for_the_walls_within() -> None:
     start = ImageStart(plan={"vm": "/p/vm", "jail": "/p/jail"}, mounts="/p/mounts")
     bare, walled = line(start=start), line(start=start, walls=("jail", "vm", "jail"))

@@ -15,9 +15,10 @@ import pytest
 from conftest import MEMORY, NewGuest, image_file
 
 from stockade import machines, places
-from stockade.errors import NotFoundError, StateError, UsageError
+from stockade.errors import HostError, NotFoundError, StateError, UsageError
 from stockade.records.image import Image, ImageStart
-from stockade.vm import images, sparse, staging, store
+from stockade.vm import images, kernels, sparse, staging, store
+from stockade.vm.ext4 import FileSystem
 
 
 @pytest.fixture
@@ -184,6 +185,26 @@ def test_image_in_use_is_kept_and_its_guests_survive_when_it_goes(tree: Path, im
         machines.discard("user")
     with pytest.raises(NotFoundError):
         images.load("brief")
+
+
+def test_module_that_no_kernel_has_is_refused_and_one_that_is_there_comes_with_what_it_needs(
+    tree: Path, names: list[str]
+) -> None:
+    record = Image(name="modules", sha256="", size=0, mtime=0, origin="directory", source="tree")
+    before = images.names()
+    with pytest.raises(HostError, match="has the module `nosuchmodule`"):
+        staging.image_of("modules", tree, record, modules=["overlay", "nosuchmodule"])
+    assert images.names() == before
+    if not kernels.modules(kernels.find()):
+        pytest.skip("the kernel here has no modules: install Debian's user-mode-linux")
+    names.append("modules")
+    staging.image_of("modules", tree, record, modules=["ipip"])
+    with FileSystem(images.file("modules")) as disk:
+        found = [Path(path).name for path, _ in disk.walk() if path.endswith(".ko")]
+    tunnel, needed, also = (
+        next(name for name in found if name.endswith(f"-{part}.ko")) for part in ("ipip", "ip_tunnel", "tunnel4")
+    )
+    assert max(needed, also) < tunnel  # they are loaded in the order of their names
 
 
 def test_image_that_does_not_fit_says_so_and_leaves_nothing(tree: Path) -> None:

@@ -79,7 +79,14 @@ def _register_making(family: Subparsers) -> None:
     parser.add_argument("--mirror", metavar="URL", default="", help="the archive to get Debian from")
     parser.add_argument("--size", metavar="SIZE", type=byte_count, help="size of the disk (default: contents and room)")
     parser.add_argument("--program", metavar="PATH", default="", help="what a guest of a directory runs once it is up")
-    parser.add_argument("--init", metavar="PATH", default="", help="the directory's own PID 1, instead of Stockade's")
+    parser.add_argument(
+        "--init", metavar="INIT", default="",
+        help="PID 1 instead of Stockade's own: `systemd` for a Debian suite, a program's path for a directory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", metavar="MODULE", action="append", default=[],
+        help="a kernel module that its guests load, as in overlay; may be given more than once",
+    )  # fmt: skip
 
     parser = add_verb(
         family, "import", import_image,
@@ -110,13 +117,19 @@ def create(arguments: argparse.Namespace) -> None:
     """Make an image."""
     if (arguments.package or arguments.mirror) and not arguments.debian:
         raise UsageError("`--package` and `--mirror` are for `--debian`", hint="a jail has what its spec names")
+    if arguments.jail and (arguments.init or arguments.module):
+        raise UsageError("`--init` and `--module` are for `--debian` and `--directory`", hint="leave them out")
+    if arguments.directory and arguments.init and arguments.module:
+        raise UsageError(
+            "no module is loaded in a guest whose PID 1 is the directory's own", hint="leave out `--init` or `--module`"
+        )
     with console.Progress() as progress:
         if arguments.jail:
             image = machines.image_of_jail(arguments.jail, arguments.name, size=arguments.size, progress=progress.doing)
         elif arguments.debian:
             image = debian.image_of_debian(
                 arguments.debian, arguments.name, packages=arguments.package, size=arguments.size,
-                mirror=arguments.mirror, say=progress.doing,
+                mirror=arguments.mirror, init=arguments.init, modules=arguments.module, say=progress.doing,
             )  # fmt: skip
         else:
             image = _of_directory(arguments, progress)
@@ -130,8 +143,9 @@ def _of_directory(arguments: argparse.Namespace, progress: console.Progress) -> 
         name=arguments.name, sha256="", size=0, mtime=0, origin="directory", source=arguments.directory, start=start
     )
     return staging.image_of(
-        arguments.name, Path(arguments.directory), record, size=arguments.size, with_init=not arguments.init
-    )
+        arguments.name, Path(arguments.directory), record, size=arguments.size, with_init=not arguments.init,
+        modules=arguments.module,
+    )  # fmt: skip
 
 
 def _made(image: Image) -> None:
@@ -190,7 +204,8 @@ def inspect(arguments: argparse.Namespace) -> int:
         image = report.image
         lines = {
             "name": image.name, "origin": f"{image.origin} {image.source}".strip(), "sha256": image.sha256,
-            "size": console.size(image.size), "on disk": console.size(report.disk_bytes), "PID 1": image.start.init,
+            "size": console.size(image.size), "on disk": console.size(report.disk_bytes),
+            "PID 1": image.start.system or image.start.init,
             "starts": image.start.program or ", ".join(sorted(image.start.plan.values())) or "-",
             "publishes": ", ".join(image.publish) or "-", "secrets": "yes" if image.secrets else "no",
             "first boot": "throw-away, no network" if image.quarantine else "any",

@@ -12,7 +12,7 @@ from pathlib import Path
 from stockade import places
 from stockade.doctor.attempt import Outcome, attempt
 from stockade.errors import HostError
-from stockade.kernel import userns
+from stockade.kernel import cgroups, loop, userns
 from stockade.kernel.libc import check, syscall
 from stockade.kernel.mount import (
     AT_EMPTY_PATH,
@@ -26,6 +26,7 @@ from stockade.kernel.mount import (
 from stockade.kernel.namespaces import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, unshare
 from stockade.kernel.syscalls import ARCHITECTURES, numbers
 from stockade.records.host import Feature, State
+from stockade.records.policy import CgroupLayout
 
 __all__ = ["features"]
 
@@ -46,8 +47,8 @@ _CONTROLLERS = ("memory", "pids", "cpu")
 def features() -> Iterator[Feature]:
     """Yield one feature for each kernel interface."""
     for examine in (
-        _architecture, _user_namespaces, _id_range, _overlay, _idmapped, _fresh_proc, _seccomp, _landlock, _cgroups,
-        _tun, _ptrace,
+        _architecture, _user_namespaces, _id_range, _overlay, _idmapped, _loop_devices, _fresh_proc, _seccomp,
+        _landlock, _cgroups, _tun, _ptrace,
     ):  # fmt: skip
         yield examine()
 
@@ -182,6 +183,14 @@ def _idmapped() -> Feature:
     )  # fmt: skip
 
 
+def _loop_devices() -> Feature:
+    reason = loop.lacking()
+    return _feature(
+        "loop devices", "volumes with a size", Outcome(1 if reason else 0, reason or "a file can hold a file system"),
+        cost="nothing limits the size of a volume", cure=loop.REMEDIES.get(reason, ""),
+    )  # fmt: skip
+
+
 class _HeldNamespace:
     """A user namespace with mapped ids, alive as long as the block."""
 
@@ -257,31 +266,29 @@ def _landlock() -> Feature:
 _LANDLOCK_PURPOSE = "a second rule about files and ports, beside the mounts"
 
 
-def _cgroups() -> Feature:
-    purpose = "limits of memory, processes and CPU"
-    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    first = {name: number for number, names, _ in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    unified = Path("/sys/fs/cgroup/cgroup.controllers")
-    if unified.is_file():
-        own = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), "/")
-        directory = Path(f"/sys/fs/cgroup{own}")
-        here = (directory / "cgroup.controllers").read_text(encoding="ascii").split()
-        there = [name for name in _CONTROLLERS if name in here]
-        writable = os.access(directory, os.W_OK)
-        seen = f"version 2, {'delegated' if writable else 'not delegated'}, with {', '.join(there) or 'no controller'}"
-        cure = "run it in a scope of its own: `systemd-run --user --scope -p Delegate=yes stockade …`"
-    else:
-        there = [name for name in _CONTROLLERS if name in first]
-        writable = _is_root()
-        seen = f"version 1, with {', '.join(there) or 'no controller'}"
-        cure = "boot with `systemd.unified_cgroup_hierarchy=1`, or run as root"
-    full = writable and len(there) == len(_CONTROLLERS)
-    if full:
-        return _feature("cgroups", purpose, Outcome(0, seen), cost="", cure="")
+def _cgroups(root: str = "/", uid: int | None = None) -> Feature:
+    """`root` is where the host's `/` is, `uid` who asks: as `cgroups.layout` has them, which a launch goes by."""
+    uid = os.geteuid() if uid is None else uid
+    found = cgroups.layout(root=root, uid=uid)
+    there = [name for name in _CONTROLLERS if name in found.controllers]
+    where = {"system": ", in scopes of systemd's", "user": ", in scopes of this user's systemd"}.get(found.manager, "")
+    seen = f"version {found.version}{where}, with {', '.join(there) or 'no controller'}"
     return _feature(
-        "cgroups", purpose, Outcome(0, seen), cost="`[limits]` of memory, processes and CPUs cannot be kept", cure=cure,
-        state="limited" if there else "absent",
+        "cgroups", "limits of memory, processes and CPU", Outcome(0, seen if found.version else found.reason),
+        cost="`[limits]` of memory, processes and CPUs cannot be kept"
+        if not there
+        else f"not limited: {', '.join(name for name in _CONTROLLERS if name not in there)}",
+        cure=_cgroups_cure(found, uid, systemd=os.path.isdir(os.path.join(root, "run/systemd/system"))),
+        state=None if len(there) == len(_CONTROLLERS) else "limited" if there else "absent",
     )  # fmt: skip
+
+
+def _cgroups_cure(found: CgroupLayout, uid: int, *, systemd: bool) -> str:
+    if found.manager == "user":
+        return "as root: `systemctl edit user@.service`, with `Delegate=cpu io memory pids` below `[Service]`"
+    if uid and systemd:
+        return "`loginctl enable-linger` starts the user's systemd"
+    return "boot with `systemd.unified_cgroup_hierarchy=1`, or run as root"
 
 
 def _tun() -> Feature:

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from stockade.records.host import Feature
+from stockade.vm import kernels
 
 __all__ = ["features"]
 
@@ -36,18 +37,39 @@ PROGRAMS = (
     Program("ssh-keygen", "openssh-client", "generating ssh keys", "recipes with ssh keys cannot be built"),
     Program("openssl", "openssl", "generating certificates", "recipes with TLS cannot be built", ("version",)),
     Program("pasta", "passt", "private networks with published ports", "no `mode = \"private\"` in `[network]`"),
-    Program("linux.uml", "user-mode-linux", "the wall `vm`", "no `vm` among the walls", ("--version",)),
-    Program("mke2fs", "e2fsprogs", "disk images for the wall `vm`", "no `vm` among the walls", ("-V",)),
+    Program(
+        "mke2fs", "e2fsprogs", "volumes with a size, and disk images for the wall `vm`",
+        "no volume with a `size`, and no `vm` among the walls", ("-V",),
+    ),
     Program("busybox", "busybox-static", "a guest's first programs", "no `vm` among the walls"),
     Program("mmdebstrap", "mmdebstrap", "Debian systems as images", "no Debian images", ("--version",)),
 )  # fmt: skip
 
 
 def features() -> Iterator[Feature]:
-    """Yield one feature for each program, and the warden's."""
+    """Yield one feature for each program, the warden's, and one for each kernel of the wall `vm`."""
     yield _warden()
     for program in PROGRAMS:
         yield _look(program)
+    yield from _kernels()
+
+
+def _kernels() -> Iterator[Feature]:
+    """The UML kernel that guests use, or that there is none; then the others of this host."""
+    purpose = "the wall `vm`"
+    found = kernels.known(keep=False)
+    if not found:
+        yield Feature(
+            name="linux.uml", purpose=purpose, state="absent", seen="not installed", cost="no `vm` among the walls",
+            cure=f"`apt-get install {kernels.PACKAGE}`, or a kernel of `make ARCH=um` as `/opt/uml/VERSION/linux`",
+        )  # fmt: skip
+    for number, kernel in enumerate(found):
+        directory = kernels.modules(kernel)
+        seen = f"{kernel.path} {kernel.version}, {f'modules in {directory}' if directory else 'no modules'}"
+        yield Feature(
+            name="linux.uml" if number == 0 else f"kernel {kernel.version}", purpose=purpose, state="present",
+            seen=seen if number == 0 else f"{seen}; used with `--kernel`",
+        )  # fmt: skip
 
 
 def _look(program: Program) -> Feature:

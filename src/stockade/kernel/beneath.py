@@ -16,6 +16,7 @@ __all__ = [
     "RESOLVE_NO_XDEV",
     "Root",
     "openat2",
+    "start_writing",
     "syncfs",
 ]
 
@@ -30,7 +31,10 @@ _SYS_OPENAT2 = 437
 _ATTEMPTS = 64
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
+_SYNC_FILE_RANGE_WRITE = 2  # include/uapi/linux/fs.h
+
 _syncfs = function("syncfs", ctypes.c_int)
+_sync_file_range = function("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class _OpenHow(ctypes.Structure):
@@ -59,6 +63,14 @@ def openat2(directory: int, path: str, flags: int, *, mode: int = 0, resolve: in
 def syncfs(descriptor: int) -> None:
     """syncfs(2): write out the whole file system that holds `descriptor`."""
     check(_syncfs(descriptor), "syncfs")
+
+
+def start_writing(descriptor: int) -> None:
+    """sync_file_range(2): have the disk begin with a file, so that a later `syncfs` need not wait for it.
+
+    No more than a hint: what cannot be done, on whatever file system, is done then.
+    """
+    _sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 class Root:

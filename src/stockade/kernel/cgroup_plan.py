@@ -12,7 +12,7 @@ from ..errors import SpecError
 from ..records.policy import CgroupLayout, CgroupOperation, CgroupPlan, NotLimited, size_bytes
 from ..records.spec import Limits
 
-__all__ = ["plan"]
+__all__ = ["plan", "scope"]
 
 _PERIOD_US = 100_000        # cpu.max's own default period
 _LEAST_QUOTA_US = 1_000     # min_cfs_quota_period: less is EINVAL
@@ -188,7 +188,7 @@ def _version_2(
     wrapper: tuple[str, ...] = ()
     parent, jail = layout.base, f"{layout.base}/stockade-{name}"
     if layout.manager:
-        wrapper = _wrapper(layout, name)
+        wrapper = scope(layout, name)
         parent = f"{layout.base}/stockade-{name}.scope"
         jail = f"{parent}/jail"
         # A cgroup with processes of its own cannot hand controllers on ("no internal processes"). systemd
@@ -219,10 +219,16 @@ def _version_2(
     )
 
 
-def _wrapper(layout: CgroupLayout, name: str) -> tuple[str, ...]:
-    """The command that puts itself into a scope of systemd's, delegated, and becomes what follows it."""
+def scope(layout: CgroupLayout, name: str = "") -> tuple[str, ...]:
+    """The command that puts itself into a scope of systemd's and becomes what follows it; () without a systemd.
+
+    With a `name` the scope is that jail's and its cgroup is delegated.
+    """
+    if not layout.manager:
+        return ()
     slice_name = layout.base.rpartition("/")[2]
     return (
         "systemd-run", *(("--user",) if layout.manager == "user" else ()), "--scope", "--quiet", "--collect",
-        f"--unit=stockade-{name}.scope", f"--slice={slice_name}", "--property=Delegate=yes", "--",
+        *((f"--unit=stockade-{name}.scope",) if name else ()), f"--slice={slice_name}",
+        *(("--property=Delegate=yes",) if name else ()), "--",
     )  # fmt: skip

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..records.policy import CgroupLayout, CgroupOperation, Usage
+from .cgroup_plan import scope
 
-__all__ = ["carry_out", "disk_of", "layout", "usage"]
+__all__ = ["carry_out", "disk_of", "entrance", "layout", "usage"]
 
 _V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "blkio")
 _V2_CONTROLLERS = ("memory", "pids", "cpu", "io")
@@ -93,22 +94,23 @@ def _version_2(top: Path, mount: str, controllers: tuple[str, ...], *, uid: int,
     enable = not (directory / "cgroup.type").exists()
     if not enable:
         controllers = _words(directory / "cgroup.subtree_control")
-    return _layout_2(top, mount, controllers, enable=enable, swap=swap)
+    return _layout_2(top, mount, mount, controllers, enable=enable, swap=swap)
 
 
 def _scope(top: Path, mount: str, controllers: tuple[str, ...], *, uid: int, swap: bool) -> CgroupLayout:
     """A scope that systemd makes and delegates: in system.slice for root, else below the user's own manager."""
     if uid == 0:
-        return _layout_2(top, f"{mount}/system.slice", controllers, enable=True, swap=swap, manager="system")
+        return _layout_2(top, mount, f"{mount}/system.slice", controllers, enable=True, swap=swap, manager="system")
     if not (top / f"run/user/{uid}/systemd/private").exists():
         return CgroupLayout(reason=f"no systemd of user {uid} is running (`loginctl enable-linger` starts one)")
     own = f"{mount}/user.slice/user-{uid}.slice/user@{uid}.service"
     delegated = _words(_at(top, own) / "cgroup.controllers")
-    return _layout_2(top, f"{own}/app.slice", delegated, enable=True, swap=swap, manager="user")
+    return _layout_2(top, mount, f"{own}/app.slice", delegated, enable=True, swap=swap, manager="user")
 
 
 def _layout_2(
     top: Path,
+    mount: str,
     base: str,
     controllers: tuple[str, ...],
     *,
@@ -116,10 +118,13 @@ def _layout_2(
     swap: bool,
     manager: Literal["", "system", "user"] = "",
 ) -> CgroupLayout:
-    directory = _at(top, base)
-    # The root cgroup itself has no limits; whether the kernel counts swap shows in any cgroup below it.
-    seen = [directory, *(path for path in directory.glob("*") if path.is_dir())]
-    files = tuple(name for name in ("memory.swap.max",) if any((path / name).exists() for path in seen))
+    # The root cgroup itself has no limits, `base` may not be made yet, or have no controller before something in it
+    # asks for one: whether the kernel counts swap shows in any cgroup on the way.
+    way = [_at(top, base), *_at(top, base).parents]
+    seen = [
+        place for directory in way[: way.index(_at(top, mount)) + 1] for place in (directory, *directory.glob("*/"))
+    ]
+    files = tuple(name for name in ("memory.swap.max",) if any((place / name).exists() for place in seen))
     return CgroupLayout(
         version=2,
         controllers={controller: base for controller in controllers if controller in _V2_CONTROLLERS},
@@ -129,6 +134,26 @@ def _layout_2(
         files=files,
         swap=swap,
     )
+
+
+def entrance(directory: str, *, root: str = "/", uid: int | None = None) -> tuple[str, ...]:
+    """The command under which a process of the caller can be moved to the cgroup `directory`; () where it needs none.
+
+    In version 2 a process is moved only by who may write `cgroup.procs` of the nearest common ancestor ("Delegation
+    Containment"), and that of a login session and of the user's own services is root's. A scope of the user's is
+    among those services, where systemd as root brings the process.
+    """
+    uid = os.geteuid() if uid is None else uid
+    top = Path(root)
+    unified, _ = _mounts(_read(top / "proc/self/mountinfo"))
+    if uid == 0 or not unified or not directory.startswith(f"{unified}/"):
+        return ()
+    lines = _read(top / "proc/self/cgroup").splitlines()
+    own = next((line[len("0::") :].rstrip("/") for line in lines if line.startswith("0::/")), "")
+    ancestor = os.path.commonpath((f"{unified}{own}", directory))
+    if os.access(_at(top, ancestor) / "cgroup.procs", os.W_OK):
+        return ()
+    return scope(layout(root=root, uid=uid))
 
 
 def disk_of(path: str | os.PathLike[str], *, root: str = "/") -> str | None:

@@ -52,11 +52,12 @@ _SCOPE_SINCE = 6
 # The rights that a rule for something other than a directory may hold (EINVAL otherwise).
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
-Access = Literal["read", "execute", "write", "device"]
+Access = Literal["read", "execute", "truncate", "write", "device"]
 
 _RIGHTS: dict[Access, int] = {
     "read": READ_FILE | READ_DIR,
     "execute": READ_FILE | READ_DIR | EXECUTE,
+    "truncate": TRUNCATE,
     # No MAKE_CHAR and no MAKE_BLOCK: a service makes no devices.
     "write": WRITE_FILE | TRUNCATE | REFER | REMOVE_DIR | REMOVE_FILE
     | MAKE_DIR | MAKE_REG | MAKE_SOCK | MAKE_FIFO | MAKE_SYM,

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import socket
 import struct
 from pathlib import Path
 
@@ -85,6 +84,8 @@ def sethostname(name: str) -> None:
 
 def loopback_up() -> None:
     """Set the interface `lo` of the current network namespace up, as netdevice(7) says."""
+    import socket  # it takes longer than all else here, and only new networks need it
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
         answer = fcntl.ioctl(link, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         _, flags = _IFREQ.unpack(answer)

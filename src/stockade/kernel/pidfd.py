@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from pathlib import Path
@@ -10,8 +11,16 @@ __all__ = ["has_ended", "pid_of", "pidfd_open"]
 
 
 def pidfd_open(pid: int) -> int:
-    """pidfd_open(2): a close-on-exec descriptor; OSError ESRCH where there is no such process."""
-    return os.pidfd_open(pid)
+    """pidfd_open(2): a close-on-exec descriptor; ProcessLookupError where there is no such process.
+
+    Kernels such as Debian 12's say EINVAL of a process that has ended while its id is still that of a session.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno == errno.EINVAL and pid > 0:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+        raise
 
 
 def pid_of(descriptor: int) -> int:

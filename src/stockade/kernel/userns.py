@@ -6,11 +6,8 @@ import contextlib
 import ctypes
 import errno
 import os
-import pickle
 import pwd
 import signal
-import subprocess
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -105,6 +102,8 @@ def call(
     result, or the exception, comes back pickled. HostError, with the cure, where the host does not allow it. When the
     caller is interrupted the child is ended first.
     """
+    import pickle  # before the child needs it: root never comes here
+
     ready_out, ready_in = os.pipe()
     mapped_out, mapped_in = os.pipe()
     result_out, result_in = os.pipe()
@@ -173,12 +172,16 @@ def _child(
 
 
 def _packed(answer: tuple[bool, object]) -> bytes:
+    import pickle
+
     try:
         packed = pickle.dumps(answer)
         pickle.loads(packed)
     except Exception:
         if answer[0] or not isinstance(answer[1], BaseException):
             raise
+        import traceback
+
         text = "".join(traceback.format_exception(answer[1])).rstrip()
         return pickle.dumps((False, RuntimeError(f"in the user namespace: {text}")))
     return packed
@@ -201,6 +204,8 @@ def _enter(ids: Range | Single, uid: int, gid: int) -> None:
 
 
 def _map(pid: int, ids: Range) -> None:
+    import subprocess
+
     for command, first, own in (
         ("newuidmap", ids.first_uid, os.geteuid()),
         ("newgidmap", ids.first_gid, os.getegid()),

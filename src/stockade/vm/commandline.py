@@ -70,6 +70,7 @@ def words(
         f"con0=fd:{CONSOLE_FD},fd:{CONSOLE_FD}",
         "ssl=none",
         f"init={start.init}",
+        *start.options,
     ]
     if lpj is not None:
         found.append(f"lpj={lpj}")
@@ -89,6 +90,7 @@ def _settings(start: ImageStart, name: str, walls: Sequence[str], dns: str, wait
         "plan": start.plan.get(inner, ""),
         "mounts": start.mounts if inner == "vm" else "",
         "program": start.program,
+        "system": start.system,
         "syslog": "1" if start.plan and inner == "vm" else "",
         "stop_signal": str(start.stop_signal),
         "stop_ms": str(start.stop_ms),

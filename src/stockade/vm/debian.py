@@ -16,6 +16,7 @@ from stockade.kernel import userns
 from stockade.records.image import Image, ImageStart
 
 from . import staging
+from .systems import KEYS, SYSTEMS, System
 
 __all__ = ["image_of_debian"]
 
@@ -26,16 +27,11 @@ _LEAST = 512 << 20
 _ROOM = 256 << 20
 _TAIL = 1500
 
-#: PID 1 runs it once. Keys belong to one machine: the image has none, and each guest makes its own, of the kinds
-#: that take no time. The services are those that Debian's packages enabled for multi-user operation.
-_START = """\
+#: PID 1 runs it once. The services are those that Debian's packages enabled for multi-user operation.
+_START = f"""\
 #!/bin/sh
 mkdir -p /run/lock /run/sshd /run/user
-if [ -d /etc/ssh ] && command -v ssh-keygen >/dev/null; then
-    for kind in ed25519 ecdsa; do
-        [ -e /etc/ssh/ssh_host_${kind}_key ] || ssh-keygen -q -t $kind -N '' -f /etc/ssh/ssh_host_${kind}_key
-    done
-fi
+{KEYS}
 for script in /etc/rc2.d/S*; do
     [ ! -x "$script" ] || "$script" start
 done
@@ -54,13 +50,18 @@ _CLEANING = (
 
 def image_of_debian(
     suite: str, name: str, *, packages: Sequence[str] = (), size: int | None = None, mirror: str = "",
-    say: Callable[[str], None] = lambda _: None,
+    init: str = "", modules: Sequence[str] = (), say: Callable[[str], None] = lambda _: None,
 ) -> Image:  # fmt: skip
     """Make the image `name` of a Debian suite with `packages`. HostError without mmdebstrap, StateError when it fails.
 
     `mirror` is an address of an archive (default: the host's own, or Debian's). `size` in bytes (default: room for
-    a quarter more).
+    a quarter more). `init`: the system that is PID 1 and starts the services ("systemd"; default: Stockade's own).
+    `modules`: kernel modules that its guests load, beside those that every image has.
     """
+    system = SYSTEMS.get(init, System())
+    if init not in ("", *SYSTEMS):
+        raise UsageError(f"`{init}` cannot be PID 1 of a Debian image", hint=f"there is `{'`, `'.join(SYSTEMS)}`")
+    packages = list(dict.fromkeys((*system.packages, *packages)))
     for word in (suite, *packages):
         if not _WORD.match(word):
             raise UsageError(f"`{word}` is no name of a suite or package", hint="as apt knows it: `nginx-light`")
@@ -72,30 +73,32 @@ def image_of_debian(
     try:
         say(f"getting Debian {suite} with {len(packages)} packages")
         archive = scratch / "root.tar"
-        _bootstrap(suite, packages, mirror, archive)
+        _bootstrap(suite, packages, mirror, archive, system.hooks)
         say("making the file system")
         tree = scratch / "root"
         _as_root(ids, _unpack, archive, tree)
         used = archive.stat().st_size
         archive.unlink()
+        own = ImageStart(program=START), [staging.Addition(path=START, mode=0o755, content=_START.encode())]
+        start, additions = (system.start, system.additions()) if init else own
         record = Image(
             name=name, sha256="", size=0, mtime=0, origin="debian", source=f"{suite} {' '.join(packages)}".strip(),
-            packages=tuple(packages), start=ImageStart(program=START),
+            packages=tuple(packages), start=start,
         )  # fmt: skip
         return staging.image_of(
-            name, tree, record, additions=[staging.Addition(path=START, mode=0o755, content=_START.encode())],
-            size=size or max(_LEAST, used + used // 4 + _ROOM),
+            name, tree, record, additions=additions, size=size or max(_LEAST, used + used // 4 + _ROOM),
+            modules=modules,
         )  # fmt: skip
     finally:
         _as_root(ids, _remove, scratch)
 
 
-def _bootstrap(suite: str, packages: Sequence[str], mirror: str, archive: Path) -> None:
+def _bootstrap(suite: str, packages: Sequence[str], mirror: str, archive: Path, hooks: Sequence[str]) -> None:
     command = ["mmdebstrap", "--mode=unshare", "--variant=minbase", "--quiet",
                "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]  # fmt: skip
     if packages:
         command.append(f"--include={','.join(packages)}")
-    command += [f"--customize-hook={line}" for line in _CLEANING]
+    command += [f"--customize-hook={line}" for line in (*_CLEANING, *hooks)]
     command += ["--", suite, os.fspath(archive), *([mirror] if mirror else [])]
     try:
         done = subprocess.run(

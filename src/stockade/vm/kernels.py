@@ -17,9 +17,18 @@ import msgspec
 from stockade import places
 from stockade.errors import HostError
 
-__all__ = ["Kernel", "find", "known", "loops_per_jiffy"]
+__all__ = ["MODULE_ROOTS", "PACKAGE", "Kernel", "find", "known", "loops_per_jiffy", "modules"]
 
-_PATTERNS = ("/usr/bin/linux.uml", "/usr/bin/linux", "/usr/local/bin/linux*", "/opt/uml/*/linux")
+#: What brings one, in Debian and what comes from it.
+PACKAGE = "user-mode-linux"
+#: Where modules lie, each version's in a directory of its name.
+MODULE_ROOTS = ("/usr/lib/uml/modules", "/lib/modules", "/usr/lib/modules")
+
+#: Where distributions and people put kernels. Each is asked for its version: no other program may have such a name.
+_PATTERNS = (
+    "/usr/bin/linux.uml*", "/usr/bin/linux-um*", "/usr/bin/linux", "/usr/bin/linux-[0-9]*", "/usr/local/bin/linux*",
+    "/opt/uml/*/linux",
+)  # fmt: skip
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*\Z")
 _LPJ = re.compile(rb"lpj=(\d+)")
 _TIMEOUT_S = 10
@@ -57,10 +66,13 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         return [*words, "initcall_blacklist=" + ",".join(calls)]
 
 
-def known() -> list[Kernel]:
-    """Every UML kernel of this host, the newest first."""
+def known(*, keep: bool = True) -> list[Kernel]:
+    """Every UML kernel of this host, the newest first, which is the one that is used unless another is named.
+
+    `keep`: what each says is written down in Stockade's state, for the next time.
+    """
     paths = dict.fromkeys(os.path.realpath(path) for pattern in _PATTERNS for path in sorted(glob.glob(pattern)))
-    found = [kernel for path in paths if (kernel := _examine(path)) is not None]
+    found = [kernel for path in paths if (kernel := _examine(path, keep=keep)) is not None]
     return sorted(found, key=lambda kernel: kernel.number, reverse=True)
 
 
@@ -76,12 +88,18 @@ def find(path: str = "") -> Kernel:
         return kernel
     kernels = known() or [kernel for kernel in [_examine(shutil.which("linux.uml") or "")] if kernel is not None]
     if not kernels:
-        raise HostError("there is no User-Mode Linux kernel on this host", hint="`apt-get install user-mode-linux`")
+        raise HostError("there is no User-Mode Linux kernel on this host", hint=f"`apt-get install {PACKAGE}`")
     return kernels[0]
 
 
-def _examine(path: str) -> Kernel | None:
-    """The kernel at `path`, None for anything else. Asked once for each state of the file."""
+def modules(kernel: Kernel) -> str:
+    """The directory of the kernel's modules, "" where there is none."""
+    places = (f"{root}/{kernel.version}" for root in MODULE_ROOTS)
+    return next((place for place in places if os.path.isdir(place)), "")
+
+
+def _examine(path: str, *, keep: bool = True) -> Kernel | None:
+    """The kernel at `path`, None for anything else. Asked once for each state of the file, where `keep` says so."""
     try:
         status = os.stat(path)
     except OSError:
@@ -100,7 +118,8 @@ def _examine(path: str) -> Kernel | None:
     version = done.stdout.strip()
     if done.returncode != 0 or not _VERSION.match(version):
         return None
-    _keep(path, {"stamp": stamp, "version": version})
+    if keep:
+        _keep(path, {"stamp": stamp, "version": version})
     return Kernel(path=path, version=version)
 
 
@@ -131,7 +150,7 @@ def _measure(words: list[str]) -> int | None:
     text = b""
     end = time.monotonic() + _TIMEOUT_S
     try:
-        while time.monotonic() < end and select.select([process.stdout], [], [], 1.0)[0]:
+        while select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
             data = os.read(process.stdout.fileno(), 65536)
             text += data
             match = _LPJ.search(text)

@@ -18,22 +18,27 @@ from stockade.records.image import Image
 
 from . import filesystem, images, kernels
 
-__all__ = ["HOME", "Addition", "Owned", "image_of"]
+__all__ = ["HOME", "INIT", "Addition", "Owned", "image_of"]
 
 HOME = "/.stockade"
+#: The warden in an image: PID 1 of its guests, and what carries out a plan in them.
+INIT = f"{HOME}/init"
 _MOUNT_POINTS = ("proc", "sys", "dev", "run", "tmp")
-_MODULE_ROOTS = ("/usr/lib/uml/modules", "/lib/modules", "/usr/lib/modules")
 #: What Debian builds as modules and services want: IPv6.
 _MODULES = ("kernel/net/ipv6/ipv6.ko",)
 
 
 class Addition(msgspec.Struct, frozen=True, kw_only=True):
-    """A file to add to an image: its contents, or the host's file that it is a copy of."""
+    """A file to add to an image: its contents, or the host's file that it is a copy of.
+
+    `capability` is what its `security.capability` holds (capabilities(7)), b"" for none.
+    """
 
     path: str
     mode: int = 0o600
     content: bytes = b""
     source: str = ""
+    capability: bytes = b""
 
 
 class Owned(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +53,16 @@ class Owned(msgspec.Struct, frozen=True, kw_only=True):
 def image_of(
     name: str, tree: Path, image: Image, *, additions: Sequence[Addition] = (), directories: Sequence[Owned] = (),
     copies: Mapping[str, str] | None = None, owners: Mapping[str, tuple[int, int]] | None = None,
-    size: int | None = None, with_init: bool = True,
+    size: int | None = None, with_init: bool = True, modules: Sequence[str] = (),
 ) -> Image:  # fmt: skip
     """Make the image `name` of the directory `tree`, as its owner sees it; `image` says the rest.
 
     `copies` are directories of the tree to have once more elsewhere, by target. Times are all the same, so that the
     same tree gives the same image. `owners` are those of its paths but root's, for a caller with a single id: on disk
-    all is that one's then. Errors as the file system has them.
+    all is that one's then. `modules` are names of kernel modules that its guests load. Errors as the file system has
+    them, HostError for a module that no kernel of this host has.
     """
-    wanted = [*additions, *_guest_files()] if with_init else list(additions)
+    wanted = [*additions, *_guest_files(modules)] if with_init else list(additions)
     ids = None if os.geteuid() == 0 else userns.subordinate() or userns.Single(uid=0, gid=0)
 
     def fill(disk: Path) -> Image:
@@ -82,21 +88,28 @@ def _as_owner(ids: userns.Range | userns.Single | None, function: Callable[..., 
         userns.call(function, *arguments, ids=ids)
 
 
-def _guest_files() -> list[Addition]:
-    """The warden, and the modules of this host's kernels."""
+def _guest_files(modules: Sequence[str]) -> list[Addition]:
+    """The warden, and the modules of this host's kernels; `modules` are those wanted beside the usual ones."""
     if not os.access(warden_path(), os.R_OK):
         raise HostError(f"`{warden_path()}` is missing", hint="install Stockade again")
     found = [Addition(path=f"{HOME}/init", mode=0o755, source=warden_path())]
+    lacking = set(modules)
     for kernel in kernels.known():
-        for root in _MODULE_ROOTS:
+        for root in kernels.MODULE_ROOTS:
             base = Path(root) / kernel.version
-            for number, module in enumerate(_in_order(base)):
+            for number, module in enumerate(_in_order(base, modules)):
+                lacking.discard(os.path.basename(module).partition(".ko")[0])
                 target = f"{HOME}/modules/{kernel.version}/{number:02}-{os.path.basename(module)}"
                 found.append(Addition(path=target, mode=0o444, source=os.fspath(base / module)))
+    if lacking:
+        raise HostError(
+            f"no User-Mode Linux kernel of this host has the module `{min(lacking)}`",
+            hint=f"look for its name below `{kernels.MODULE_ROOTS[0]}`",
+        )
     return list({addition.path: addition for addition in found}.values())
 
 
-def _in_order(base: Path) -> list[str]:
+def _in_order(base: Path, more: Sequence[str]) -> list[str]:
     """The wanted modules and those they need, in the order in which they can be loaded (modules.dep(5))."""
     try:
         lines = (base / "modules.dep").read_text(encoding="utf-8").splitlines()
@@ -104,6 +117,7 @@ def _in_order(base: Path) -> list[str]:
         return []
     needs = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
     wanted = [module for module in _MODULES if module in needs]
+    wanted += [module for module in needs if os.path.basename(module).partition(".ko")[0] in more]
     return list(dict.fromkeys(module for one in wanted for module in (*reversed(needs[one]), one)))
 
 
@@ -147,6 +161,8 @@ def _make(
         else:
             place.write_bytes(addition.content)
         place.chmod(addition.mode)
+        if addition.capability:
+            os.setxattr(place, "security.capability", addition.capability)
     _same_times(root)
     filesystem.make(root, disk, name=name, size=size)
     if owners:

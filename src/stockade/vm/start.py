@@ -29,7 +29,9 @@ __all__ = ["Started", "start", "stop"]
 _LOG_BYTES = 8 << 20
 _RECORD_BYTES = 256 << 20
 _READY_S = 20.0
+_SYSTEM_READY_S = 180.0  # a systemd gives a unit 90 s, more than once
 _STOP_S = 20.0
+_LONGEST_STOP_S = 600.0
 _KILL_S = 10.0
 _KEEPER = "import sys; sys.path.insert(0, sys.argv[1]); from stockade.vm.keeper import main; main()"
 
@@ -129,10 +131,11 @@ class Started:
 
 def start(
     guest: Guest, image: Image, *, leash: bool = False, wait: bool = False, read_only: bool = False,
-    ready_s: float = _READY_S, say: Callable[[str], None] = lambda _: None,
+    ready_s: float | None = None, say: Callable[[str], None] = lambda _: None,
 ) -> Started:  # fmt: skip
     """Start `guest` and return once it is up. `leash`: it ends with this process. `wait`: its service is started later.
 
+    `ready_s`: how long that may take (default: 20 s, 180 s with a systemd).
     StateError when it runs already, its disk does not fit its base, or it does not come up; HostError without a kernel.
     """
     if image.quarantine and (guest.network != "none" or guest.links):
@@ -140,6 +143,11 @@ def start(
             f"image `{image.name}` was imported and has never been booted",
             hint=f"`stockade boot {image.name}` boots it first, on a throw-away disk without a network; or import it "
             "with `--trusted`",
+        )
+    if guest.record and image.start.system:
+        raise StateError(
+            f"guest `{guest.name}` cannot be recorded: its PID 1 is `{image.start.system}`",
+            hint="what is executed is recorded by Stockade's own PID 1: make the image without `--init`",
         )
     kernel = kernels.find(guest.kernel)
     machine = store.machine(guest.name)
@@ -169,7 +177,7 @@ def start(
             "machine": os.fspath(machine), "run": os.fspath(run), "log": os.fspath(place / "console.log"),
             "log_bytes": _LOG_BYTES, "last": os.fspath(place / "last.json"), "output": os.fspath(place / "uml.log"),
             "uid": guest.uid, "gid": guest.gid, "cpu": choose_cpu(guest.name), "line": image.start.has_line,
-            "stop_s": image.start.stop_ms / 1000 + 2.0,
+            "stop_s": max(_STOP_S, image.start.stop_ms / 1000 + 2.0),
             "leash": leash_reader, "helpers": plan.helpers, "late": plan.late,
             "wires": links.near, "far_ends": links.far, "peers": list(guest.links), **wall.orders,
             "argv": [
@@ -192,7 +200,7 @@ def start(
             if number is not None:
                 os.close(number)
     try:
-        started.wait_ready(ready_s)
+        started.wait_ready(ready_s or (_SYSTEM_READY_S if image.start.system else _READY_S))
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             started.kill()
@@ -248,15 +256,16 @@ def log_tail(name: str, lines: int = 12) -> str:
 def stop(name: str, *, timeout_s: float | None = None, kill: bool = False) -> dict[str, Any]:
     """End a guest: its PID 1 is told to, after `timeout_s` the kernel is halted, then its processes are ended.
 
-    `kill`: its processes are ended at once. Returns what the keeper says last: "status" of the service, "cause".
+    `timeout_s`: 20 by default, or what the image says where that is longer. `kill`: its processes are ended at once.
+    Returns what the keeper says last: "status" of the service, "cause".
     StateError when it does not run.
     """
-    limit = _STOP_S if timeout_s is None else timeout_s
+    limit, given = (_LONGEST_STOP_S, {}) if timeout_s is None else (timeout_s, {"timeout_s": timeout_s})
     with control.connect(name) as connection:
         if kill:
             last = control.ask(connection, "kill", _KILL_S)
         else:
-            last = control.ask(connection, "stop", limit + _KILL_S, timeout_s=limit)
+            last = control.ask(connection, "stop", limit + _KILL_S, **given)
     _await_unlocked(name)
     return last
 
