@@ -5,28 +5,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from . import workflow
-from .contain import warden_path
+from . import places
+from .contain import warden_path, wire
 from .contain.starting import current
-from .errors import NotFoundError, SpecError, StateError
+from .errors import NotFoundError, ServiceError, SpecError, StateError
 from .records.guest import Guest, NetworkMode
 from .records.image import Image
 from .records.publish import Published, parse
 from .records.spec import Spec
-from .vm import control, images, jails, kernels, store, walls
-from .vm.start import Started, start
+from .vm import control, images, jails, kernels, record, staging, store, transfer, walls
+from .vm.start import Started, log_tail, start
 
-__all__ = ["discard", "guest_of_jail", "image_of_jail", "prepare", "start_guest", "start_jail"]
+__all__ = [
+    "command", "discard", "end", "generation_number", "guest_of_jail", "image_of_jail", "keep_record",
+    "prepare", "start_guest", "start_jail",
+]  # fmt: skip
 
 Progress = Callable[[str], None]
 _END_S = 15.0
 _STEP_S = 0.02
+_FRAGMENT = f"{staging.HOME}/command"
 
 
 def prepare(around: Sequence[str], kernel: str = "", progress: Progress = lambda _: None) -> None:
@@ -35,15 +40,62 @@ def prepare(around: Sequence[str], kernel: str = "", progress: Progress = lambda
         return
     found = kernels.find(kernel)
     if not walls.is_built(found):
+        from . import workflow
+
         workflow.build(walls.specification(found), observe=False, verify=False, progress=progress)
         walls.mark_built(found)
 
 
-def start_guest(name: str, *, leash: bool = False, wait: bool = False, progress: Progress = lambda _: None) -> Started:
-    """Start the guest `name`, its walls built first where they are missing. Errors as `vm.start.start` has them."""
+def start_guest(
+    name: str, *, leash: bool = False, wait: bool = False, await_service: bool = True, ready_s: float | None = None,
+    progress: Progress = lambda _: None,
+) -> Started:  # fmt: skip
+    """Start the guest `name`, its walls built first where they are missing; return once its service answers.
+
+    That is when the port that its image names is open, for which it has `ready_s` (default: what the image says);
+    without `await_service` nothing is waited for. `wait`: the service is started when it is told to. ServiceError, with
+    the end of the console's log, for a service that is not up in time: the guest is ended then. Else errors as
+    `vm.start.start` has them.
+    """
     guest = store.load(name)
     prepare(guest.walls, guest.kernel, progress)
-    return start(guest, image_for(guest), leash=leash, wait=wait)
+    image = image_for(guest)
+    started = start(guest, image, leash=leash, wait=wait)
+    if await_service and not wait and image.ready_tcp is not None and image.start.has_line:
+        try:
+            _await_port(name, image.ready_tcp, image.ready_s if ready_s is None else ready_s)
+        except BaseException:
+            started.close()
+            end(name)
+            raise
+    return started
+
+
+def _await_port(name: str, port: int, limit_s: float) -> None:
+    """Until somebody in the guest listens on the TCP port."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            tables = b"".join(control.execute(name, ["@read", f"/proc/net/{table}"])[1] for table in ("tcp", "tcp6"))
+        except StateError:
+            why = "ended before it"
+            break
+        if any(_listens(line, port) for line in tables.splitlines()):
+            return
+        if time.monotonic() > deadline:
+            why = f"has not within {limit_s:g} s"
+            break
+        time.sleep(_STEP_S)
+    raise ServiceError(
+        f"the service of guest `{name}` is to open port {port}, and {why}",
+        hint=f"`stockade guest log {name}` shows what it said", log=log_tail(name),
+    )  # fmt: skip
+
+
+def _listens(line: bytes, port: int) -> bool:
+    """A row of /proc/net/tcp (proc(5)): whether it is a socket in the state LISTEN on the port."""
+    words = line.split()
+    return len(words) > 3 and words[1].endswith(b":%04X" % port) and words[3] == b"0A"
 
 
 def image_for(guest: Guest) -> Image:
@@ -91,12 +143,19 @@ def guest_of_jail(
         raise SpecError("walls without `vm` make no guest", hint="`vm`, `jail,vm` or `jail,vm,jail`")
     spec = msgspec.json.decode((current(jail) / "spec.json").read_bytes(), type=Spec)
     image = image_of_jail(jail, progress=progress)
-    ports = tuple(publish) if publish is not None else tuple(parse(text) for text in spec.network.publish)
+    given = () if network == "none" else tuple(parse(text) for text in spec.network.publish)
+    ports = given if publish is None else tuple(publish)
     mode: NetworkMode = network or ("nat" if spec.network.egress else "publish" if ports else "none")
     return store.create(
         name or jail, image, memory=memory, walls=tuple(around), network=mode, publish=ports,
-        record=record or spec.record,
+        record=record or spec.record, jail=jail, generation=generation_number(jail),
     )  # fmt: skip
+
+
+def generation_number(jail: str) -> int:
+    """Number of the jail's current generation; 0 for one that has none."""
+    name = current(jail).name
+    return int(name) if name.isdecimal() else 0
 
 
 def start_jail(
@@ -114,16 +173,82 @@ def start_jail(
         raise
 
 
+def end(name: str) -> None:
+    """End the guest `name` at once, if it runs, and return when it has."""
+
+    def look() -> None:
+        with store.locked(name):
+            pass
+
+    _after_its_end(name, look)
+
+
+def command(
+    name: str, argv: Sequence[str], *, environment: Mapping[str, str] | None = None, directory: str | None = None,
+    terminal: tuple[int, int] | None = None,
+) -> control.Session:  # fmt: skip
+    """Run `argv` in the running guest `name` in its service's place: by the service's plan, behind the same walls.
+
+    `environment` is added to the plan's. `terminal`: columns and rows of one of its own. StateError for an image that
+    has no plan.
+    """
+    guest = store.load(name)
+    plans = image_for(guest).start.plan
+    plan = plans.get("jail" if len(guest.walls) > 1 and guest.walls[-1] == "jail" else "vm")
+    if plan is None:
+        raise StateError(
+            f"image `{guest.image}` was made of no jail, and has no place for a service",
+            hint=f"`stockade guest exec {name} -- COMMAND` runs a command as the guest's root",
+        )
+    records = [wire.text(wire.ARGV, *argv), wire.record(wire.LIFELINE)]
+    records += [wire.text(wire.ENV, f"{key}={value}") for key, value in (environment or {}).items()]
+    if directory is not None:
+        records.append(wire.text(wire.DIRECTORY, directory))
+    size = None
+    if terminal is not None:
+        columns, rows = terminal
+        size = rows, columns
+        records.append(wire.record(wire.TERMINAL, rows, columns))
+        records.append(wire.text(wire.ENV, "TERM=" + os.environ.get("TERM", "dumb")))
+    with tempfile.NamedTemporaryFile(prefix="stockade-plan-") as file:
+        file.write(wire.plan(records))
+        file.flush()
+        transfer.push(name, Path(file.name), _FRAGMENT)
+    return control.Session(name, [staging.INIT, plan, _FRAGMENT], terminal=size)
+
+
+def keep_record(name: str) -> Path | None:
+    """Put what was recorded of the guest `name`, which has ended, where it stays when the guest is removed.
+
+    None where nothing was.
+    """
+    guest = store.load(name)
+    source = places.guest(name) / record.NAME
+    if not guest.record or not source.exists() or source.stat().st_size == 0:
+        return None
+    places.records().mkdir(mode=0o700, parents=True, exist_ok=True)
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    target = places.records() / f"{guest.jail or name}-{when}-{os.getpid()}.log"
+    source.chmod(0o400)
+    source.rename(target)
+    return target
+
+
 def discard(name: str) -> None:
     """End the guest `name`, if it runs, and remove it."""
-    with contextlib.suppress(StateError):
+    _after_its_end(name, lambda: store.remove(name))
+
+
+def _after_its_end(name: str, work: Callable[[], object]) -> None:
+    """Kill the guest, if it runs, and do `work` as soon as its keeper lets go of it. StateError when it never does."""
+    with contextlib.suppress(StateError, OSError):  # it ends while it is asked
         control.request(name, "kill")
-    end = time.monotonic() + _END_S
+    deadline = time.monotonic() + _END_S
     while True:
         try:
-            store.remove(name)
+            work()
             return
         except StateError:
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(_STEP_S)

@@ -40,11 +40,13 @@ def make_rootfs(root: Path) -> None:
     root.chmod(0o755)
 
 
-def make_jail(name: str = "test", *, proc: str = "full", volume: bool = False, **spec: object) -> Path:
+def make_jail(
+    name: str = "test", *, proc: str = "full", volume: bool = False, size: int = 0, **spec: object
+) -> Path:
     """Build and install the jail `name`; returns its generation."""
     generation = places.jail(name) / "generations" / "0001"
     make_rootfs(generation / "rootfs")
-    srv = (LockDirectory(path="/srv", mode=0o755, uid=33, gid=33, volume="srv"),) if volume else ()
+    srv = (LockDirectory(path="/srv", mode=0o755, uid=33, gid=33, volume="srv", size=size),) if volume else ()
     lock = Lock(
         spec=LockedSpec(name=name, sha256="0" * 64), architecture=os.uname().machine, proc=proc,
         entries=tuple(LockEntry(path=f"/{name}", type="directory", mode=0o755) for name in ("", *_DIRECTORIES)),

@@ -9,7 +9,6 @@ import pytest
 from proving_jail import needs_root, outcomes
 
 from stockade import specfile, workflow
-from stockade.assure.catalogue import LIMITS
 from stockade.assure.prove import prove
 
 pytestmark = pytest.mark.slow
@@ -33,5 +32,8 @@ def test_nothing_escapes_the_jail_of_a_recipe(tmp_path: Path, monkeypatch: pytes
     proof = prove(name)
     assert outcomes(proof.runs, "escaped") == set()
     assert [difference for run in proof.runs for difference in run.differences] == []
-    assert outcomes(proof.runs, "not limited") <= set(LIMITS)
     assert all(result.detail for run in proof.runs for result in run.of("not testable"))
+    if proof.not_limited:
+        pytest.skip(f"this host cannot limit everything, as `stockade doctor` tells: {proof.not_limited[0].reason}")
+    assert outcomes(proof.runs, "not limited") == set()
+    assert proof.findings == 0

@@ -26,14 +26,15 @@ _BUILD_AND_PROVE = """
 import json, sys
 from proving_jail import LIMITS, make_jail, outcomes
 from stockade.assure.prove import prove
-make_jail(limits=LIMITS)
+make_jail(limits=LIMITS, volume=True, size=64 << 20)
 proof = prove("test")
 print(json.dumps({
     "escaped": sorted(outcomes(proof.runs, "escaped")), "held": sorted(outcomes(proof.runs, "held")),
     "differences": [found.message for run in proof.runs for found in run.differences],
     "users": sorted({(run.user, run.uid) for run in proof.runs}),
     "untestable": {result.id: result.detail for run in proof.runs for result in run.of("not testable")},
-    "skipped": [one.what for one in proof.skipped],
+    "skipped": [one.what for one in proof.skipped], "not_limited": [one.limit for one in proof.not_limited],
+    "R3": next(result.outcome for run in proof.runs for result in run.results if result.id == "R3"),
 }))
 """
 
@@ -90,6 +91,8 @@ def test_nothing_escapes_a_users_jail_with_one_id(place: Path) -> None:
     assert (proof["escaped"], proof["differences"]) == ([], [])
     assert proof["users"] == [["www", UID]]
     assert "root inside" in proof["skipped"]  # type: ignore[operator]
+    assert proof["R3"] == "held"
+    assert "size of the volume `/srv`" in proof["not_limited"]  # type: ignore[operator]
 
 
 def test_a_call_that_the_kernel_does_not_have_is_not_counted_as_blocked(place: Path) -> None:

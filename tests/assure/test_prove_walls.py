@@ -18,6 +18,7 @@ from stockade import contain, places
 from stockade.assure.catalogue import catalogue
 from stockade.assure.prove import prove
 from stockade.errors import StateError, WallError
+from stockade.kernel import loop
 from stockade.kernel.capabilities import mask
 from stockade.records.launch import Bind, Filesystem, LaunchPlan, ReadOnly
 from stockade.records.proof import Proof
@@ -266,7 +267,7 @@ def test_egress_reaches_neither_the_host_nor_a_metadata_service(home: Path) -> N
 
 def test_walls_that_are_no_jail_are_refused(home: Path) -> None:
     make_jail(walls=["chroot"])
-    with pytest.raises(StateError, match="`test` has the walls chroot, and the probes are for a jail by itself"):
+    with pytest.raises(StateError, match="`test` has the walls chroot, and these probes are for a jail by itself"):
         prove("test")
 
 
@@ -277,6 +278,26 @@ def test_limits_that_are_not_set_are_findings(home: Path) -> None:
     assert proof.escapes == 0
     assert proof.findings == 4
     assert "the volume /srv has no limit" in found(proof.runs[-1], "R3").detail
+
+
+def test_volume_with_a_size_is_tried_and_holds(home: Path) -> None:
+    if loop.lacking():
+        pytest.skip(f"{loop.lacking()}: `stockade doctor` has the cure")
+    make_jail(limits=LIMITS, volume=True, size=1 << 30)
+    proof: Proof = prove("test", networks=["none"])
+    result = found(proof.runs[-1], "R3")
+    assert result.outcome == "held"
+    assert "/srv, bytes: ENOSPC" in result.detail and "/srv, inodes: ENOSPC" in result.detail
+    assert (proof.findings, proof.not_limited) == (0, ())
+
+
+def test_volume_that_the_host_cannot_limit_is_told_and_no_finding(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_CONTROL", "/nonexistent")
+    make_jail(limits=LIMITS, volume=True, size=1 << 30)
+    proof: Proof = prove("test", networks=["none"])
+    assert outcomes(proof.runs, "not limited") == set()
+    (missing,) = proof.not_limited
+    assert missing.limit == "size of the volume `/srv`" and missing.reason and missing.remedy
 
 
 def test_volumes_of_the_jail_are_not_touched(home: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -19,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from stockade.errors import HostError
-from stockade.kernel import libc
 from stockade.kernel.syscalls import host_architecture, numbers
 
 from .inside.results import MARK
 
-__all__ = ["Canaries", "canaries"]
+__all__ = ["LOWEST_PID", "VARIABLE", "Canaries", "canaries", "fresh", "requested", "told"]
 
 VARIABLE = "STOCKADE_CANARY"
+
+#: More than a run uses itself, less than the kernel gives out after its first round (RESERVED_PIDS).
+LOWEST_PID = 256
 
 _NAMES = ("file", "handle", "memory", "process", "descriptor", "abstract", "shared", "loopback", "address",
           "environment")  # fmt: skip
 _START_S = 10.0
-_LARGEST_HANDLE = 128
 
 #: An address that RFC 5737 keeps for documentation: only a route to it is looked up, nothing is sent.
 _SOMEWHERE = ("198.51.100.1", 9)
@@ -50,10 +49,36 @@ class Canaries:
         return {name for name, mark in self.marks.items() if mark in marks}
 
 
+def fresh() -> dict[str, str]:
+    """New contents for every canary, by name."""
+    return {name: MARK + secrets.token_hex(16) for name in _NAMES}
+
+
+def requested(marks: dict[str, str], *, hidden: str, host_address: str) -> dict[str, Any]:
+    """What the process that has the canaries is asked for, as `canaryprocess` reads it.
+
+    `hidden` is a file of which a handle is taken, `host_address` where it listens beside the loopback, "" for nowhere.
+    """
+    name = secrets.token_hex(6)
+    return {
+        "marks": marks, "comm": f"can{name}", "abstract": f"stockade-{name}", "queue": f"stockade-{name}",
+        "shm_key": secrets.randbelow(1 << 30) + 1, "host_address": host_address,
+        "lowest_pid": LOWEST_PID,
+        "handle": {"path": hidden, "number": numbers(host_architecture())["name_to_handle_at"]},
+    }  # fmt: skip
+
+
+def told(request: dict[str, Any], answer: str) -> dict[str, Any]:
+    """What the probes are told of the process's canaries: places, no contents."""
+    known = {key: request[key] for key in ("comm", "abstract", "queue", "shm_key", "host_address")}
+    known.update(json.loads(answer))
+    return known
+
+
 @contextlib.contextmanager
 def canaries(beside: Path) -> Iterator[Canaries]:
     """Make them all; `beside` is a directory on the file system that the probes' tree is on."""
-    marks = {name: MARK + secrets.token_hex(16) for name in _NAMES}
+    marks = fresh()
     made = Canaries(marks, Path(tempfile.mkdtemp(prefix="stockade-canary-")))
     hidden = beside / "canary"
     try:
@@ -61,8 +86,8 @@ def canaries(beside: Path) -> Iterator[Canaries]:
         file = made.directory / "file"
         file.write_text(made.marks["file"], encoding="ascii")
         hidden.write_text(made.marks["handle"], encoding="ascii")
-        with _process(made) as told:
-            made.told |= told | {"file": str(file), "handle": _handle(hidden)}
+        with _process(made, hidden) as known:
+            made.told |= known | {"file": str(file)}
             yield made
     finally:
         shutil.rmtree(made.directory)
@@ -70,12 +95,8 @@ def canaries(beside: Path) -> Iterator[Canaries]:
 
 
 @contextlib.contextmanager
-def _process(made: Canaries) -> Iterator[dict[str, Any]]:
-    name = secrets.token_hex(6)
-    request = {
-        "marks": made.marks, "comm": f"can{name}", "abstract": f"stockade-{name}", "queue": f"stockade-{name}",
-        "shm_key": secrets.randbelow(1 << 30) + 1, "host_address": _host_address(),
-    }  # fmt: skip
+def _process(made: Canaries, hidden: Path) -> Iterator[dict[str, Any]]:
+    request = requested(made.marks, hidden=os.fspath(hidden), host_address=_host_address())
     command = [sys.executable, "-I", "-S", os.fspath(Path(__file__).with_name("canaryprocess.py"))]
     environment = {"PATH": os.defpath, VARIABLE: made.marks["process"]}
     with subprocess.Popen(
@@ -88,8 +109,7 @@ def _process(made: Canaries) -> Iterator[dict[str, Any]]:
             line = process.stdout.readline()
             if not line:
                 raise HostError("the canary process outside could not be started", hint="see its standard error")
-            told = {key: request[key] for key in ("comm", "abstract", "queue", "shm_key", "host_address")}
-            yield told | json.loads(line)
+            yield told(request, line)
         finally:
             process.stdin.close()
             try:
@@ -107,15 +127,3 @@ def _host_address() -> str:
             return ""
         address: str = link.getsockname()[0]
     return "" if address.startswith("127.") else address
-
-
-def _handle(path: Path) -> dict[str, object] | None:
-    """name_to_handle_at(2) of `path`; None where the file system gives none."""
-    number = numbers(host_architecture())["name_to_handle_at"]
-    handle = ctypes.create_string_buffer(_LARGEST_HANDLE.to_bytes(4, sys.byteorder), 8 + _LARGEST_HANDLE)
-    mount = ctypes.c_int()
-    arguments = (ctypes.c_int(-100), os.fsencode(path), handle, ctypes.byref(mount), ctypes.c_int(0))
-    if libc.syscall(number, *arguments) < 0:
-        return None
-    length, kind = struct.unpack_from("=Ii", handle.raw)
-    return {"type": kind, "bytes": handle.raw[8 : 8 + length].hex()}

@@ -15,7 +15,7 @@ from stockade.build.generations import Store, ids_of, on_files
 from stockade.errors import NotFoundError, StateError
 from stockade.records.finding import Finding
 from stockade.records.generation import EXERCISES, Generation
-from stockade.records.proof import PROOF_VERSION, Certificate, Changed, Proof, What
+from stockade.records.proof import PROOF_VERSION, Certificate, Changed, Machine, Proof, What
 from stockade.records.spec import Spec
 from stockade.records.text import escape
 
@@ -81,7 +81,22 @@ def compare(certificate: Certificate) -> tuple[Changed, ...]:
         "rootfs": (certificate.rootfs, _rootfs(name, generation)),
         "spec": (certificate.spec, _file(generation.path / "spec.json")),
     }
+    around = certificate.proof.machine
+    if around is not None:
+        pairs["machine"] = (f"{around.sha256} {around.lock}".strip(), _around(around))
     return tuple(Changed(what=what, then=then, now=now) for what, (then, now) in pairs.items() if then != now)
+
+
+def _around(machine: Machine) -> str:
+    """Digests of the machine's kernel and of the lock of the jail around it now, "none" for what is gone."""
+    try:
+        digests = [_file(Path(machine.kernel))]
+    except FileNotFoundError:
+        return "none"
+    if machine.jail:
+        generation = Store(machine.jail).current()
+        digests.append("none" if generation is None else _file(generation.path / "lock.json"))
+    return " ".join(digests)
 
 
 def _exercises(generation: Path) -> tuple[str, ...]:

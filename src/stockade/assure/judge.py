@@ -9,7 +9,7 @@ from typing import Any
 from stockade.records.proof import Outcome, Probe, ProbeResult
 
 from .canaries import Canaries
-from .catalogue import LIMITS, catalogue
+from .catalogue import LIMITS, row
 from .session import Seen
 
 __all__ = ["Control", "Outside", "judge"]
@@ -60,7 +60,7 @@ class Control:
         if not tried or any(result["outcome"] in ("reached", "unlimited", "fault") for result in given):
             return ""
         words = set(_ERRNO.findall(" ".join(result["detail"] for result in tried)))
-        if (self.complete and catalogue()[name].plain) or (words and words <= _ABSENT):
+        if (self.complete and row(name).plain) or (words and words <= _ABSENT):
             return f"without walls it fails as well: {tried[0]['detail']}"
         return ""
 
@@ -69,7 +69,7 @@ def judge(
     seen: Seen, *, outside: Outside, canaries: Canaries, control: Control | None, names: tuple[str, ...]
 ) -> tuple[ProbeResult, ...]:  # fmt: skip
     """Each probe's result. Those of `names` that never reported are not testable."""
-    return tuple(_one(catalogue()[name], seen, outside, canaries, control) for name in names)
+    return tuple(_one(row(name), seen, outside, canaries, control) for name in names)
 
 
 def _one(

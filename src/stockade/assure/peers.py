@@ -27,7 +27,7 @@ from .judge import Control, Outside, judge
 from .planted import chroot_follows
 from .probetree import REQUEST, ProbeTree
 from .processes import find_runner, host_uid, observed
-from .session import Seen, Terminal, conduct, dirty, terminal
+from .session import Seen, Terminal, conduct, dirty, messages, terminal
 
 __all__ = ["Peer", "control", "named", "peers", "run"]
 
@@ -110,7 +110,9 @@ def run(
             runner.append(find_runner(process.pid, message["ready"], f"{peer.place}/{REQUEST}"))
             facts.append(observed(runner[0], network="private"))
 
-        seen = conduct(output, screen, at_ready=at_ready, owner=lambda path: host_uid(runner[0], path))
+        seen = conduct(
+            messages(output), screen, at_ready=at_ready, answer=lambda asked: host_uid(runner[0], asked["path"])
+        )
         if not facts:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()

@@ -19,7 +19,7 @@ from stockade.errors import HostError
 from stockade.kernel import userns
 from stockade.resolve import ldso
 
-__all__ = ["REQUEST", "ProbeTree", "make", "remove"]
+__all__ = ["HELPERS", "REQUEST", "ProbeTree", "make", "remove"]
 
 REQUEST = "request.json"
 
@@ -29,8 +29,11 @@ _TIMEOUT_S = 30
 # VFS_CAP_REVISION_2 with the effective flag, and CAP_NET_RAW: five words (include/uapi/linux/capability.h).
 _NET_RAW = b"".join(word.to_bytes(4, "little") for word in (0x02000001, 1 << 13, 0, 0, 0))
 
+#: The helpers by kind: their place in the tree, mode and `security.capability`.
+HELPERS = {"setuid": ("helpers/setuid", 0o4555, b""), "capable": ("helpers/capable", 0o555, _NET_RAW)}
+
 _LIST = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import inside.runner, inside.helper\n"
+    "import sys; sys.path.insert(0, sys.argv[1]); import inside.runner, inside.helper, inside.beside, canaryprocess\n"
     "for module in list(sys.modules.values()):\n"
     "    print(getattr(module, '__file__', None) or '')"
 )
@@ -50,8 +53,12 @@ class ProbeTree:
 
     def run(self, place: str) -> tuple[str, ...]:
         """The command line that carries out the request in the tree."""
-        program = "import sys; sys.path.insert(0, sys.argv[1]); from inside.runner import main; main(sys.argv[2])"
-        return (*self.command(place), "-I", "-S", "-B", "-c", program, place, f"{place}/{REQUEST}")
+        return self.call(place, "inside.runner", f"{place}/{REQUEST}")
+
+    def call(self, place: str, module: str, *arguments: str) -> tuple[str, ...]:
+        """The command line that calls `main` of one of the tree's modules."""
+        program = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
+        return (*self.command(place), "-I", "-S", "-B", "-c", program, place, *arguments)
 
 
 def make(directory: Path, ids: userns.Range | userns.Single | None) -> ProbeTree:
@@ -77,7 +84,7 @@ def make(directory: Path, ids: userns.Range | userns.Single | None) -> ProbeTree
         for library in ldso.closure(program).libraries:
             _copy(Path(library.real), directory / "libraries" / library.name.rpartition("/")[2], 0o444)
     _library(directory, files)
-    helpers = {} if isinstance(ids, userns.Single) else {"setuid": "helpers/setuid", "capable": "helpers/capable"}
+    helpers = {} if isinstance(ids, userns.Single) else {kind: place for kind, (place, _, _) in HELPERS.items()}
     if helpers:
         _with(ids, _helpers, directory)
     return ProbeTree(directory, interpreter.name, helpers)
@@ -108,7 +115,7 @@ def _modules() -> list[str]:
             f"the interpreter `{sys.executable}` cannot run the probes: {done.stderr.strip().splitlines()[-1:]}",
             hint="install Stockade for the distribution's own Python",
         )
-    return [line for line in done.stdout.splitlines() if line and not line.startswith(f"{_INSIDE}/")]
+    return [line for line in done.stdout.splitlines() if line and not line.startswith(f"{_INSIDE.parent}/")]
 
 
 def _library(directory: Path, files: list[str]) -> None:
@@ -125,8 +132,8 @@ def _library(directory: Path, files: list[str]) -> None:
         target = home / source.relative_to(standard)
         _copy(source, target, 0o444)
         _compile(source, target)
-    for source in sorted(_INSIDE.glob("*.py")):
-        target = directory / "inside" / source.name
+    for source in (*sorted(_INSIDE.glob("*.py")), _INSIDE.with_name("canaryprocess.py")):
+        target = directory / source.relative_to(_INSIDE.parent)
         _copy(source, target, 0o444)
         _compile(source, target)
 
@@ -134,7 +141,7 @@ def _library(directory: Path, files: list[str]) -> None:
 def _compile(source: Path, target: Path) -> None:
     cached = target.parent / "__pycache__" / f"{target.stem}.{sys.implementation.cache_tag}.pyc"
     given = source.parent / "__pycache__" / cached.name
-    if given.exists() and not source.is_relative_to(_INSIDE):
+    if given.exists() and not source.is_relative_to(_INSIDE.parent):
         _copy(given, cached, 0o444)
     else:
         py_compile.compile(
@@ -160,8 +167,9 @@ def _helpers(directory: Path) -> None:
     helpers = directory / "helpers"
     helpers.mkdir(mode=0o755)
     helpers.chmod(0o755)
-    for name, mode in (("setuid", 0o4555), ("capable", 0o555)):
-        shutil.copyfile(directory / "loader", helpers / name)
-        os.chown(helpers / name, 0, 0)
-        os.chmod(helpers / name, mode)
-    os.setxattr(helpers / "capable", "security.capability", _NET_RAW)
+    for place, mode, capability in HELPERS.values():
+        shutil.copyfile(directory / "loader", directory / place)
+        os.chown(directory / place, 0, 0)
+        os.chmod(directory / place, mode)
+        if capability:
+            os.setxattr(directory / place, "security.capability", capability)

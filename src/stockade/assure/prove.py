@@ -14,11 +14,12 @@ from typing import Any, Literal
 import msgspec
 
 from stockade import contain
+from stockade.contain.limiting import not_limited
 from stockade.errors import SpecError, StockadeError, WallError
 from stockade.records.finding import Finding
-from stockade.records.launch import Bind, Filesystem, LaunchPlan
+from stockade.records.launch import Filesystem, LaunchPlan
 from stockade.records.policy import NotLimited, size_bytes
-from stockade.records.proof import ProbeResult, ProbeRun, Proof, Skipped
+from stockade.records.proof import Machine, Place, ProbeResult, ProbeRun, Proof, Skipped
 from stockade.records.spec import Limits, Network
 
 from . import peers, probetree, request, truth
@@ -27,10 +28,10 @@ from .catalogue import LIMITS, OUTSIDE, catalogue
 from .judge import Control, Outside, judge
 from .planted import planted
 from .processes import host_uid, observed
-from .session import conduct, dirty, terminal
-from .walls import PLACE, Change, Workplace, launched, workplace, writable
+from .session import conduct, dirty, messages, terminal
+from .walls import PLACE, Change, Workplace, launched, planned, workplace
 
-__all__ = ["MODES", "prove"]
+__all__ = ["MODES", "Mode", "Progress", "Work", "compose", "prove"]
 
 Mode = Literal["none", "private", "host"]
 
@@ -47,52 +48,76 @@ _PROBES = tuple(name for name in catalogue() if name not in (*LIMITS, *OUTSIDE))
 
 def prove(
     name: str, *, networks: Sequence[Mode] = MODES, against: Sequence[str] = (), progress: Progress | None = None,
-    change: Change | None = None,
+    change: Change | None = None, alone: bool = False,
 ) -> Proof:  # fmt: skip
     """Everything that the probes show about the current generation of the jail `name`.
 
     They run as the service's user and as the jail's root, in each of `networks`, and, for comparison, behind the
     programs named in `against`. `change` alters the compiled plan before each launch: how it is shown that a probe
-    reports a wall that is not there. NotFoundError for an unknown name; StateError when nothing was built; WallError
-    when a launch fails.
+    reports a wall that is not there. `alone`: the jail by itself, whatever walls its spec has. NotFoundError for an
+    unknown name; StateError when nothing was built, and for walls with a machine among them; WallError when a launch
+    fails.
     """
     tell = progress or (lambda text: None)
     compared = [peers.named(peer) for peer in against]
-    with workplace(name) as place:
-        work = _Work(place, tell, change or (lambda plan: plan), networks)
-        return work.proof(compared)
+    with workplace(name, alone=alone) as place:
+        work = Work(place, tell, change=change, networks=networks)
+        with canaries(place.path) as made:
+            runs = work.runs(made)
+            others = work.others(compared, made)
+        return compose(
+            name, place.generation.number, runs, peers=others, skipped=work.skipped, not_limited=work.not_limited
+        )
 
 
-class _Work:
-    """One proof in the making."""
+def compose(
+    name: str, generation: int, runs: Sequence[ProbeRun], *, peers: Sequence[ProbeRun] = (),
+    skipped: Sequence[Skipped] = (), not_limited: Sequence[NotLimited] = (), machine: Machine | None = None,
+) -> Proof:  # fmt: skip
+    """The proof of these runs, here and now."""
+    system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    return Proof(
+        name=name, generation=generation, system=system,
+        kernel=f"{platform.release()} {platform.machine()}", user=_user(), runs=tuple(runs), peers=tuple(peers),
+        skipped=tuple(skipped), time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        not_limited=tuple(not_limited), machine=machine,
+    )  # fmt: skip
 
-    def __init__(self, place: Workplace, tell: Progress, change: Change, networks: Sequence[Mode]) -> None:
+
+class Work:
+    """The probes in one jail: in each of `networks`, with `change` made to each plan.
+
+    `walls` and `where` are what its runs are called. `skipped` and `not_limited` fill as it goes.
+    """
+
+    def __init__(
+        self, place: Workplace, tell: Progress, *, change: Change | None = None, networks: Sequence[Mode] = MODES,
+        walls: str = "jail", where: Place = "jail",
+    ) -> None:  # fmt: skip
         self.place = place
         self.tell = tell
-        self.change = change
+        self.change = change or (lambda plan: plan)
         self.networks = networks
+        self.walls = walls
+        self.where: Place = where
+        self.control: Control | None = None
         self.skipped: list[Skipped] = []
         self.not_limited: tuple[NotLimited, ...] = ()
         self.outside: tuple[ProbeResult, ...] = ()
         tell("making the probes' tree")
         self.tree = probetree.make(place.path / "tree", place.ids)
 
-    def proof(self, compared: list[peers.Peer]) -> Proof:
-        """All runs."""
-        with canaries(self.place.path) as made:
-            self.tell("trying the probes where no wall stands")
-            control = peers.control(self.place.generation.rootfs, self.tree, made)
-            self.tell("planting a symlink where the launcher looks")
-            self.outside = (planted(self.place, made),)
-            runs = tuple(self._runs(made, control))
-            others = tuple(self._peers(compared, made, control))
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
-        return Proof(
-            name=self.place.spec.name, generation=self.place.generation.number, system=system,
-            kernel=f"{platform.release()} {platform.machine()}", user=_user(), runs=runs,
-            peers=others, skipped=tuple(self.skipped),
-            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), not_limited=self.not_limited,
-        )  # fmt: skip
+    def runs(self, made: Canaries) -> tuple[ProbeRun, ...]:
+        """All runs in the jail."""
+        self.tell("trying the probes where no wall stands")
+        self.control = peers.control(self.place.generation.rootfs, self.tree, made)
+        self.tell("planting a symlink where the launcher looks")
+        self.outside = (planted(self.place, made),)
+        return tuple(self._runs(made, self.control))
+
+    def others(self, compared: Sequence[peers.Peer], made: Canaries) -> tuple[ProbeRun, ...]:
+        """The same probes behind other programs."""
+        return tuple(self._peers(compared, made, self.control))
 
     def _runs(self, made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
         spec = self.place.spec
@@ -127,14 +152,18 @@ class _Work:
     def _limits(self, made: Canaries, network: Network) -> ProbeRun:
         """The same limits, made small: what is tried is how they are unkept, and nothing is used up."""
         spec = msgspec.structs.replace(self.place.spec, network=network, limits=_small(self.place.spec.limits))
-        plan = self.place.plan(spec)
+        small = self.place.small()
+        plan = small.plan(spec)
         plan = msgspec.structs.replace(plan, mounts=tuple(_small_tmpfs(step) for step in plan.mounts))
         missing = plan.cgroup.not_limited if plan.cgroup is not None else ()
         unkept = {one.limit for one in missing}
         limits = spec.limits
         # Where no control group counts them, setrlimit(2) does.
         counted = "processes" not in unkept or any(limit.name == "nproc" for limit in plan.limits)
-        self.not_limited = tuple(one for one in missing if one.limit != "processes" or not counted)
+        self.not_limited = (
+            *(one for one in missing if one.limit != "processes" or not counted),
+            *not_limited(small.generation.lock, plan.ids),
+        )
         told = {
             "processes": limits.processes if counted else None,
             "memory": size_bytes(limits.memory) if limits.memory and "memory" not in unkept else None,
@@ -149,13 +178,8 @@ class _Work:
     ) -> ProbeRun:  # fmt: skip
         plan = self.change(plan)
         request.write(
-            self.tree, made, place=PLACE, probes=names, granted=plan.capabilities, groups=(plan.gid, *plan.groups),
-            masks=tuple(step.target for step in plan.mounts if isinstance(step, (Bind, Filesystem))
-                        and step.target.startswith("/proc/")),
-            writable=writable(plan), launchers=(contain.warden_path(),), limits=limits,
-            tmpfs=tuple(step.target for step in plan.mounts if isinstance(step, Filesystem) and step.type == "tmpfs"
-                        and step.writable and step.target != "/dev"),
-            volumes=tuple(step.target for step in plan.mounts if isinstance(step, Bind) and step.volume),
+            self.tree, made, place=PLACE, probes=names, launchers=(contain.warden_path(),), limits=limits,
+            **planned(plan),
         )  # fmt: skip
         start = time.monotonic()
         facts: list[Outside] = []
@@ -169,8 +193,9 @@ class _Work:
                     found.extend(truth.differences(plan, running.pid, extra=(PLACE,)))
 
                 seen = conduct(
-                    running.stdout.fileno(), screen, at_ready=at_ready, owner=lambda path: host_uid(running.pid, path)
-                )
+                    messages(running.stdout.fileno()), screen, at_ready=at_ready,
+                    answer=lambda asked: host_uid(running.pid, asked["path"]),
+                )  # fmt: skip
             if not facts:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines()
@@ -180,11 +205,11 @@ class _Work:
                 )
         results = judge(seen, outside=facts[0], canaries=made, control=control, names=names)
         return ProbeRun(
-            walls="jail", user=user, uid=facts[0].uid, network=network, differences=tuple(found),
+            walls=self.walls, place=self.where, user=user, uid=facts[0].uid, network=network, differences=tuple(found),
             results=results if names is LIMITS else (*results, *self.outside), seconds=time.monotonic() - start,
         )  # fmt: skip
 
-    def _peers(self, compared: list[peers.Peer], made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
+    def _peers(self, compared: Sequence[peers.Peer], made: Canaries, control: Control | None) -> Iterator[ProbeRun]:
         for peer in compared:
             why_not = peer.why_not()
             if why_not:

@@ -10,16 +10,16 @@ import pty
 import select
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from stockade.errors import WallError
 from stockade.kernel import capabilities, libc
 
 from .canaries import VARIABLE, Canaries
 
-__all__ = ["Seen", "Terminal", "conduct", "dirty", "terminal"]
+__all__ = ["Input", "Seen", "Terminal", "conduct", "dirty", "messages", "terminal"]
 
 #: A group that no account has, to see whether the launcher's own groups are given up.
 GROUP = 64177
@@ -30,6 +30,16 @@ _RUN_S = 60.0
 
 _capget = libc.function("capget", ctypes.c_void_p, ctypes.c_void_p)
 _capset = libc.function("capset", ctypes.c_void_p, ctypes.c_void_p)
+
+
+class Input(Protocol):
+    """The probes' standard input, seen from outside."""
+
+    def say(self, line: str) -> None:
+        """Type a line."""
+
+    def pushed(self) -> bytes:
+        """What stands in it and was never typed here."""
 
 
 @dataclass
@@ -115,36 +125,37 @@ def _inherit(mask: int, *, clear: int) -> int:
 
 
 def conduct(
-    output: int, terminal: Terminal, *, at_ready: Callable[[dict[str, Any]], None], owner: Callable[[str], str]
+    told: Iterable[dict[str, Any]], terminal: Input, *, at_ready: Callable[[dict[str, Any]], None],
+    answer: Callable[[dict[str, Any]], str],
 ) -> Seen:  # fmt: skip
-    """Lead the probes whose standard output is `output` through their run.
+    """Lead the probes that tell `told`, as `messages` reads it, through their run.
 
-    `at_ready` is called once they are executed and before the first; `owner` answers who owns a file of theirs on
-    the host. WallError when they cannot be started.
+    `at_ready` is called once they are executed and before the first; `answer` answers what they ask of the outside.
     """
     seen = Seen()
-    for message in _messages(output):
+    for message in told:
         if "ready" in message:
             at_ready(message)
             terminal.say("go")
         elif "pushed" in message:
             seen.pushed += terminal.pushed()
         elif "ask" in message:
-            terminal.say(owner(message["path"]))
+            terminal.say(answer(message))
         elif "id" in message:
             seen.results[message["id"]] = message
     seen.pushed += terminal.pushed()
     return seen
 
 
-def _messages(output: int) -> Iterator[dict[str, Any]]:
-    deadline = time.monotonic() + _RUN_S
+def messages(output: int, *, limit_s: float = _RUN_S) -> Iterator[dict[str, Any]]:
+    """What the probes tell on the descriptor `output`, until it ends. WallError when that takes more than `limit_s`."""
+    deadline = time.monotonic() + limit_s
     text = b""
     while True:
         while b"\n" not in text:
             if not select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise WallError(
-                    f"the probes did not end within {_RUN_S:.0f} seconds", hint="stop what keeps the host busy"
+                    f"the probes did not end within {limit_s:.0f} seconds", hint="stop what keeps the host busy"
                 )
             piece = os.read(output, 65536)
             if not piece:

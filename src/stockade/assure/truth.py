@@ -12,7 +12,7 @@ from stockade.records.launch import Bind, Filesystem, LaunchPlan, ReadOnly
 
 from .processes import joined
 
-__all__ = ["differences"]
+__all__ = ["compared", "differences"]
 
 _SOURCE = "proc(5), against the compiled plan"
 _KINDS = {"mount": "mnt"}
@@ -26,17 +26,30 @@ def differences(
 
     `descriptors` are those that it may have, `extra` mounts that were added to the plan.
     """
-    process = Path(f"/proc/{pid}")
+    opened, environ = _private(pid)
+    return compared(
+        plan, Path(f"/proc/{pid}"), Path("/proc/self"), opened=opened, environ=environ, descriptors=descriptors,
+        extra=extra,
+    )  # fmt: skip
+
+
+def compared(
+    plan: LaunchPlan, process: Path, beside: Path, *, opened: dict[int, str], environ: bytes,
+    descriptors: frozenset[int] = frozenset({0, 1, 2}), extra: tuple[str, ...] = (),
+) -> tuple[Finding, ...]:  # fmt: skip
+    """The same from what stands in the directory `process`, which is one of /proc or a copy of it.
+
+    `beside` is that of a process outside of the jail; `opened` are the open descriptors, `environ` the environment.
+    """
     fields = _fields(process / "status")
     found: list[Finding] = []
     for check in (_ids, _rights):
         found += check(plan, fields)
-    opened, environ = _private(pid)
     found += _descriptors(opened, descriptors)
     found += _environment(plan, environ)
     found += _limits(plan, process)
     if not plan.chroot:
-        found += _namespaces(plan, process)
+        found += _namespaces(plan, process, beside)
         found += _mounts(plan, process, extra)
     return tuple(found)
 
@@ -95,10 +108,10 @@ def _rights(plan: LaunchPlan, fields: dict[str, str]) -> Iterator[Finding]:
         yield _finding("truth-seccomp", f"{count} seccomp filters are in force, and the plan has {len(plan.seccomp)}")
 
 
-def _namespaces(plan: LaunchPlan, process: Path) -> Iterator[Finding]:
+def _namespaces(plan: LaunchPlan, process: Path, beside: Path) -> Iterator[Finding]:
     for name in ("user", "mount", "pid", "ipc", "uts", "cgroup", "net"):
         kind = _KINDS.get(name, name)
-        own = os.readlink(process / "ns" / kind) != os.readlink(f"/proc/self/ns/{kind}")
+        own = os.readlink(process / "ns" / kind) != os.readlink(beside / "ns" / kind)
         if own != (name in plan.namespaces):
             whose = "its own" if own else "the host's"
             yield _finding("truth-namespaces", f"the {name} namespace is {whose}, and the plan says otherwise")

@@ -12,7 +12,7 @@ import tty
 from pathlib import Path
 
 from stockade import machines, places
-from stockade.cli import console, incidents, snapshots
+from stockade.cli import console, incidents, machinelife, snapshots
 from stockade.cli.families import add_family
 from stockade.cli.images import byte_count
 from stockade.cli.parser import Parser, Subparsers, add_verb
@@ -24,7 +24,7 @@ from stockade.records.text import escape
 from stockade.vm import control, images, manage, record, store, transfer
 from stockade.vm.start import stop as stop_guest
 
-__all__ = ["published", "register"]
+__all__ = ["published", "register", "relay"]
 
 _DETACH = b"\x1d"  # Ctrl-], as telnet(1) has it
 _READ = 65536
@@ -54,7 +54,7 @@ def _register_making(family: Subparsers) -> None:
         "--memory", metavar="SIZE", type=byte_count, default=128 << 20, help="its memory (default: 128M)"
     )
     parser.add_argument(
-        "--walls", metavar="WALLS", default="jail,vm", help="vm, jail,vm or jail,vm,jail (default: jail,vm)"
+        "--walls", metavar="WALLS", help="vm, jail,vm or jail,vm,jail (default: those of the jail's spec, else jail,vm)"
     )
     parser.add_argument(
         "--network", choices=("none", "publish", "nat"),
@@ -84,7 +84,10 @@ def _register_making(family: Subparsers) -> None:
 
 
 def _register_use(family: Subparsers) -> None:
-    parser = add_verb(family, "start", start, help="start guests")
+    parser = add_verb(
+        family, "start", start, help="start guests",
+        description="Start guests, and return once the service of each answers, where its image names a port.",
+    )  # fmt: skip
     parser.add_argument("name", metavar="NAME", nargs="+", help="name of the guest")
     parser = add_verb(
         family, "stop", stop, help="end guests",
@@ -108,14 +111,18 @@ def _register_use(family: Subparsers) -> None:
         description="Join this terminal with the guest's console until Ctrl-] is typed or the guest ends.",
     )  # fmt: skip
     _name(parser)
-    parser = add_verb(family, "log", log, help="print what a guest's console has said")
+    parser = add_verb(
+        family, "log", log, help="print what a guest's console has said",
+        description="Print what a guest's console has said, byte for byte; to a terminal control characters are "
+        "written out.",
+    )  # fmt: skip
     _name(parser)
     parser = add_verb(
         family, "record", show_record, help="print what was executed and typed in a guest that is recorded",
         description="Print what the kernel of a guest made with --record told: each program that was executed and what "
         "was typed on its terminals, as auditd writes it, for `ausearch -if`.",
     )  # fmt: skip
-    _name(parser)
+    parser.add_argument("name", metavar="NAME", help="name of the guest, or path of a record that `stockade run` kept")
     parser.add_argument("--typed", action="store_true", help="only what was typed, as it was typed")
     parser = add_verb(
         family, "cp", copy, help="copy files into a guest or out of it",
@@ -139,7 +146,7 @@ def published(text: str) -> Published:
 
 def create(arguments: argparse.Namespace) -> None:
     """Make a guest."""
-    walls = tuple(arguments.walls.split(","))
+    walls = tuple(arguments.walls.split(",")) if arguments.walls else _usual_walls(arguments.jail)
     manage.check_walls(walls)
     with console.Progress() as progress:
         if arguments.jail:
@@ -161,6 +168,11 @@ def create(arguments: argparse.Namespace) -> None:
             _start(guest.name, progress)
             return
     console.next_command(f"`stockade guest start {guest.name}`")
+
+
+def _usual_walls(jail: str | None) -> tuple[str, ...]:
+    own = machinelife.walls_of(jail) if jail else ()
+    return own if "vm" in own else ("jail", "vm")
 
 
 def _start(name: str, progress: console.Progress) -> None:
@@ -203,7 +215,8 @@ def list_guests(arguments: argparse.Namespace) -> None:
     console.rows(
         (
             (
-                one.name, one.state, one.image, ",".join(one.walls), one.network, console.size(one.memory),
+                one.name, f"{one.state}: {one.cause}" if one.fault and one.cause else one.state, one.image,
+                ",".join(one.walls), one.network, console.size(one.memory),
                 "-" if one.memory_used is None else console.size(one.memory_used), console.size(one.disk),
                 str(one.snapshots), ", ".join(one.publish) or "-",
             )
@@ -211,6 +224,9 @@ def list_guests(arguments: argparse.Namespace) -> None:
         ),
         heading=("NAME", "STATE", "IMAGE", "WALLS", "NETWORK", "MEMORY", "HELD", "DISK", "SNAPSHOTS", "PORTS"),
     )  # fmt: skip
+    for one in found:
+        if one.fault:
+            console.note(f"{one.name}: {one.fault}")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -238,10 +254,10 @@ def execute(arguments: argparse.Namespace) -> int:
         error.exit_code = 125
         raise
     with session:
-        return _relay(session, terminal=terminal)
+        return relay(session, terminal=terminal)
 
 
-def _relay(session: control.Session, *, terminal: bool) -> int:
+def relay(session: control.Session, *, terminal: bool) -> int:
     """Carry this process's standard streams to the session and back until it ends."""
     before = termios.tcgetattr(0) if terminal else None
     if terminal:
@@ -307,12 +323,13 @@ def log(arguments: argparse.Namespace) -> None:
     for file in ("console.log.1", "console.log"):
         path = places.guest(arguments.name) / file
         if path.exists():
-            sys.stdout.buffer.write(path.read_bytes())
+            console.copy([path.read_bytes()])
 
 
 def show_record(arguments: argparse.Namespace) -> None:
     """Print what was recorded of a guest."""
-    path = places.guest(store.load(arguments.name).name) / record.NAME
+    kept = "/" in arguments.name
+    path = Path(arguments.name) if kept else places.guest(store.load(arguments.name).name) / record.NAME
     if not path.exists():
         raise StateError(
             f"nothing was recorded of guest `{arguments.name}`",
@@ -320,9 +337,9 @@ def show_record(arguments: argparse.Namespace) -> None:
         )
     if arguments.typed:
         for program, data in record.typed(path):
-            console.text(f"{program}: {escape(data.decode('utf-8', 'surrogateescape'))}")
+            console.text(console.visible(f"{program}: {escape(data.decode('utf-8', 'surrogateescape'))}"))
         return
-    sys.stdout.buffer.write(path.read_bytes())
+    console.copy([path.read_bytes()])
 
 
 def copy(arguments: argparse.Namespace) -> None:

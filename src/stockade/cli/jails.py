@@ -9,7 +9,7 @@ import time
 from stockade import contain, specfile
 from stockade.build.generations import Store
 from stockade.build.lock import encode_spec
-from stockade.cli import console, names
+from stockade.cli import console, machinelife, names
 from stockade.cli.parser import Subparsers, add_verb
 from stockade.errors import NotFoundError, StateError, StockadeError
 from stockade.records.generation import Generation
@@ -47,6 +47,7 @@ def register(subparsers: Subparsers) -> None:
 def list_jails(arguments: argparse.Namespace) -> None:
     """List the caller's jails."""
     running = {jail.name for jail in contain.running()}
+    running |= {name for name in names.known() if machinelife.process(name)}
     jails = tuple(_line(name, running=name in running) for name in names.known())
     if arguments.json:
         console.json_report(ListReport(jails=jails))
@@ -85,10 +86,11 @@ def status(arguments: argparse.Namespace) -> None:
     """Tell where a jail stands."""
     store = names.existing(arguments.name)
     current = store.current()
+    running: Process | None
     try:
         running = process(contain.find(arguments.name))
     except (NotFoundError, StateError):
-        running = None
+        running = machinelife.process(arguments.name)
     spec, changed = _spec(arguments.name, current)
     report = StatusReport(
         name=arguments.name,
@@ -213,8 +215,10 @@ def remove(arguments: argparse.Namespace) -> None:
     for store in stores:
         if store.name in running:
             raise StateError(f"jail `{store.name}` is running", hint=f"`stockade stop {store.name}` first")
+        machinelife.refuse_running(store.name)
     listed = ", ".join(f"`{store.name}`" for store in stores)
     console.confirm(f"remove {listed} with secrets and volumes", force=arguments.force)
     for store in stores:
+        machinelife.remove(store.name)
         store.remove()
         console.note(f"removed `{store.name}`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from stockade import contain, lifecycle
-from stockade.cli import console, jails, names
+from stockade.cli import console, jails, machinelife, names
 from stockade.cli.parser import Parser
 from stockade.errors import UsageError
 from stockade.records.report import PsReport
@@ -30,12 +30,18 @@ def add_start_options(parser: Parser) -> None:
 def start(arguments: argparse.Namespace) -> None:
     """Start in the background and wait until the service is ready."""
     name = arguments.name
-    names.built(name)
+    generation = names.built(name)
+    walls = machinelife.walls_of(name)
+    if "vm" in walls:
+        machinelife.start(arguments, walls)
+        return
     jail = lifecycle.start(
         name, wait=not arguments.no_wait, ephemeral=arguments.ephemeral, intact=arguments.verify,
         listen=arguments.listen, sockets=lifecycle.activation(),
     )  # fmt: skip
     console.text(f"{name}: running, pid {jail.init_pid}")
+    for missing in contain.not_limited(generation.lock, contain.for_jail(name), asked=True):
+        console.note(f"not limited: {missing.limit}: {missing.reason}; {missing.remedy}")
     console.next_command(f"`stockade logs {name}`, `stockade ps`, `stockade stop {name}`")
 
 
@@ -53,7 +59,10 @@ def stop(arguments: argparse.Namespace) -> None:
         raise UsageError("`--timeout` cannot be negative", hint="0 kills at once")
     for name in arguments.name:
         names.existing(name.partition("@")[0])
-        status = contain.stop(name, timeout_s=arguments.timeout)
+        if machinelife.is_running(name):
+            status = machinelife.stop(name, arguments.timeout)
+        else:
+            status = contain.stop(name, timeout_s=arguments.timeout)
         console.note(f"{name}: stopped{'' if status is None else f', status {status}'}")
 
 
@@ -64,7 +73,8 @@ def add_ps_options(parser: Parser) -> None:
 
 def ps(arguments: argparse.Namespace) -> None:
     """List what runs, and with `--all` what ran."""
-    found = tuple(jails.process(jail) for jail in contain.running())
+    machines = (machinelife.process(name) for name in names.known())
+    found = (*(jails.process(jail) for jail in contain.running()), *(machine for machine in machines if machine))
     ended = tuple(jails.ended(jail) for jail in contain.ended()) if arguments.all else ()
     if arguments.json:
         console.json_report(PsReport(jails=found, ended=ended))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stockade.cli import console, names
+from stockade.cli import behind, console, names
 from stockade.cli.parser import Subparsers, add_verb
+from stockade.errors import UsageError
 from stockade.records.report import CertificateReport, ProofReport
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _MARKS = {"held": "held", "escaped": "ESCAPED", "not limited": "NO LIMIT", "not testable": "?", "not applicable": "-"}
+_PLACES = {
+    "jail": "service", "service": "service", "guest": "root of the machine", "machine": "the machine's process",
+}  # fmt: skip
 _COLUMNS = ("held", "escaped", "not limited", "not testable", "not applicable")
 
 
@@ -30,9 +34,12 @@ def register(subparsers: Subparsers) -> None:
         description="Run every probe of the catalogue inside the jail, through its own launch, as the service's user "
         "and as the jail's root, in each kind of network, and judge from outside what got through. The probes open and "
         "never write; the jail's files and volumes stay as they are. The exit status is 1 if anything escaped, if the "
-        "state after the exec differs from the policy, or if a limit is not set.",
+        "state after the exec differs from the policy, or if a limit is not set. With a machine among the walls, a "
+        "throw-away machine is tried: as the service in it, as its root, and in the place of its own process on the "
+        "host, against the jail around that.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the jail")
+    parser.add_argument("--walls", metavar="WALLS", help="jail, vm, jail,vm or jail,vm,jail (default: the spec's)")
     parser.add_argument(
         "--against", metavar="LIST", default="",
         help="as root: try the same behind programs, separated by commas: chroot, chroot-nobody, bubblewrap, "
@@ -52,13 +59,12 @@ def register(subparsers: Subparsers) -> None:
 def prove(arguments: argparse.Namespace) -> int:
     """Prove, and report; 1 when something was found."""
     names.built(arguments.name)
+    walls = behind.walls_of(arguments)
     start = time.monotonic()
     with console.Progress() as progress:
         progress.doing(f"proving `{arguments.name}`")
-        from stockade.assure import prove as proving
-
         against = [word for word in arguments.against.split(",") if word]
-        proof = proving.prove(arguments.name, against=against, progress=progress.doing)
+        proof = _proof(arguments.name, walls, against, progress, asked=bool(arguments.walls))
         seconds = time.monotonic() - start
         if arguments.certificate is not None:
             progress.doing(f"writing the certificate `{arguments.certificate}`")
@@ -74,6 +80,22 @@ def prove(arguments: argparse.Namespace) -> int:
     elif not proof.findings:
         console.next_command(f"`stockade prove {arguments.name} --certificate FILE` keeps this")
     return 1 if proof.findings else 0
+
+
+def _proof(
+    name: str, walls: Sequence[str], against: Sequence[str], progress: console.Progress, *, asked: bool
+) -> Proof:
+    if "vm" in walls:
+        from stockade import machineproof
+
+        return machineproof.prove(name, walls, against=against, progress=progress.doing)
+    if asked and tuple(walls) != ("jail",):
+        raise UsageError(
+            f"`{','.join(walls)}` are no walls that can be tried", hint="`jail`, `vm`, `jail,vm` or `jail,vm,jail`"
+        )
+    from stockade.assure import prove as proving
+
+    return proving.prove(name, against=against, progress=progress.doing, alone=asked)
 
 
 def _certify(proof: Proof, path: Path) -> None:
@@ -96,7 +118,9 @@ def _audit(name: str) -> tuple[Finding, ...]:
 def _show(proof: Proof, *, everything: bool) -> None:
     console.text(f"{proof.name}, generation {proof.generation}, on Linux {proof.kernel}, started by {proof.user}")
     console.text()
-    console.rows((_counts(run) for run in (*proof.runs, *proof.peers)), heading=("WALLS", "USER", "NETWORK", *_COLUMNS))
+    console.rows(
+        (_counts(run) for run in (*proof.runs, *proof.peers)), heading=("WALLS", "PLACE", "USER", "NETWORK", *_COLUMNS)
+    )
     for run in proof.peers:
         console.text(f"{run.walls}: {run.version}: {run.command}")
     if everything or proof.peers:
@@ -108,7 +132,8 @@ def _show(proof: Proof, *, everything: bool) -> None:
             console.text(f"differs from the policy, as {run.user}: {difference.message} {difference.path}".rstrip())
     _details(proof.runs, "not limited", "not limited")
     for missing in proof.not_limited:
-        console.text(f"not limited: {missing.limit}: {missing.reason}")
+        cure = f"; {missing.remedy}" if missing.remedy else ""
+        console.text(f"not limited: {missing.limit}: {missing.reason}{cure}")
     _details(proof.runs, "not testable", "not testable here")
     for skipped in proof.skipped:
         console.text(f"not tried: {skipped.what}: {skipped.reason}")
@@ -117,7 +142,7 @@ def _show(proof: Proof, *, everything: bool) -> None:
 
 
 def _counts(run: ProbeRun) -> tuple[str, ...]:
-    return (run.walls, run.user, run.network, *(str(len(run.of(outcome))) for outcome in _COLUMNS))  # type: ignore[arg-type]
+    return (run.walls, _PLACES[run.place], run.user, run.network, *(str(len(run.of(outcome))) for outcome in _COLUMNS))  # type: ignore[arg-type]
 
 
 def _details(runs: Iterable[ProbeRun], outcome: str, word: str) -> None:
@@ -125,10 +150,15 @@ def _details(runs: Iterable[ProbeRun], outcome: str, word: str) -> None:
     seen: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
         for result in run.of(outcome):  # type: ignore[arg-type]
-            seen.setdefault((result.id, result.title, result.detail), []).append(f"{run.user}, {run.network}")
+            seen.setdefault((result.id, result.title, result.detail), []).append(_state(run))
     for (code, title, detail), where in seen.items():
         tail = f" ({'; '.join(where)})" if outcome == "escaped" else ""
         console.text(f"{word}: {code} {title}: {detail}{tail}")
+
+
+def _state(run: ProbeRun) -> str:
+    place = "" if run.place == "jail" else f" as {_PLACES[run.place]}"
+    return f"{run.user}{place}, {run.network}"
 
 
 def _table(proof: Proof) -> None:
@@ -137,7 +167,7 @@ def _table(proof: Proof) -> None:
     walls: dict[str, dict[str, str]] = {}
     titles: dict[str, str] = {}
     for run in (*proof.runs, *proof.peers):
-        column = walls.setdefault(run.walls, {})
+        column = walls.setdefault(run.walls if run.place == "jail" else _PLACES[run.place], {})
         for result in run.results:
             titles[result.id] = result.title
             before = column.get(result.id, "not applicable")

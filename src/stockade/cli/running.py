@@ -8,10 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from stockade import contain, lifecycle
-from stockade.cli import behind, life, names
+from stockade.cli import behind, console, life, machinelife, names
 from stockade.cli.parser import Parser, Subparsers, add_verb
 from stockade.contain.starting import log_path
 from stockade.errors import NotFoundError, StockadeError, UsageError
@@ -45,13 +45,18 @@ def register(subparsers: Subparsers) -> None:
             help="start a jail in the background",
             description="Start the jail's service in the background and return once it is ready, as `ready` in "
             "`[service]` says. A service that ends before, or is not ready in time, is stopped, and the end of its log "
-            "shown. Sockets that a service manager hands over (LISTEN_FDS) go to the service.",
+            "shown. Sockets that a service manager hands over (LISTEN_FDS) go to the service. With a machine among the "
+            "spec's walls it is a guest of the jail's name, whose disk stays from start to start.",
         )
     )  # fmt: skip
     life.add_stop_options(add_verb(subparsers, "stop", life.stop, help="end running jails"))
     life.add_ps_options(add_verb(subparsers, "ps", life.ps, json=True, help="list the jails that run"))
 
-    parser = add_verb(subparsers, "logs", logs, help="print what a started jail has written")
+    parser = add_verb(
+        subparsers, "logs", logs, help="print what a started jail has written",
+        description="Print what a started jail has written, byte for byte; to a terminal control characters are "
+        "written out.",
+    )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the jail")
     parser.add_argument("--follow", "-f", action="store_true", help="go on as more is written, until it ends")
     parser.add_argument("--older", action="store_true", help="begin with the logs that were put aside")
@@ -91,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             lifecycle.refuse_tampered(generation.path)
         walls = behind.walls_of(arguments)
         if "vm" in walls:
-            return behind.run(arguments, walls)
+            return behind.run(arguments, walls, variables, terminal=terminal(arguments))
         return wait(
             contain.launch_generation(
                 generation.path,
@@ -132,6 +137,9 @@ def _enter(arguments: argparse.Namespace, command: list[str]) -> int:
     variables = environment(arguments.env)
     with own_failure():
         names.existing(arguments.name)
+        walls = machinelife.walls_of(arguments.name)
+        if "vm" in walls:
+            machinelife.execute(arguments.name, walls)
         return wait(
             contain.enter(
                 arguments.name,
@@ -182,28 +190,29 @@ def wait(jail: contain.Running) -> int:
 
 
 def logs(arguments: argparse.Namespace) -> None:
-    """Write the log as it is, byte for byte."""
+    """Write the log, byte for byte except to a terminal."""
     name = arguments.name
     names.existing(name)
-    for piece in contain.logs(name, older=arguments.older):
-        sys.stdout.buffer.write(piece)
-    sys.stdout.flush()
+    machine = "vm" in machinelife.walls_of(name)
+    if machine:
+        console.copy(machinelife.logs(name, older=arguments.older))
+    else:
+        console.copy(contain.logs(name, older=arguments.older, newest=not arguments.follow))
     if arguments.follow:
-        _follow(name)
+        (machinelife.follow if machine else _follow)(name)
 
 
 def _follow(name: str) -> None:
-    """Write what is added to the log until the jail has ended; a log that was rotated is read from its beginning."""
+    """Write the log and what is added to it until the jail has ended; when it was rotated, the new one."""
     path = log_path(name)
-    place = path.stat()
+    place: os.stat_result | None = None
     while True:
         alive = _runs(name)
-        now = path.stat()
-        begin = place.st_size if now.st_ino == place.st_ino and now.st_size >= place.st_size else 0
-        with open(path, "rb") as file:
-            file.seek(begin)
-            sys.stdout.buffer.write(file.read())
-            sys.stdout.flush()
+        with suppress(FileNotFoundError), open(path, "rb") as file:  # it is being rotated: the next turn finds it
+            now = os.fstat(file.fileno())
+            if place is not None and now.st_ino == place.st_ino and now.st_size >= place.st_size:
+                file.seek(place.st_size)
+            console.copy([file.read()])
             place = os.fstat(file.fileno())
         if not alive:
             return

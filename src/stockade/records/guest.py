@@ -22,7 +22,7 @@ class Guest(_Record, frozen=True, kw_only=True):
     memory in bytes. `walls`: "vm" alone, or behind a jail, and with one inside. `uid`, `gid`: who UML runs as, outside.
     `address`: the guest's number in its links. `links`: names of guests that it has a wire to. `booted`: it has been
     started before. `record`: what is executed and typed in it is kept outside of it. `kernel`: path of the UML
-    kernel, "" for the host's default.
+    kernel, "" for the host's default. `jail` and `generation`: what its image was made of, "" and 0 for another image.
     """
 
     name: str
@@ -40,6 +40,8 @@ class Guest(_Record, frozen=True, kw_only=True):
     booted: bool = False
     parent: str = ""
     record: bool = False
+    jail: str = ""
+    generation: int = 0
 
 
 class Snapshot(_Record, frozen=True, kw_only=True):
@@ -62,7 +64,11 @@ class Snapshot(_Record, frozen=True, kw_only=True):
 
 
 class GuestState(_Record, frozen=True, kw_only=True):
-    """What a guest is now. Sizes in bytes; `memory_used` is what its processes hold on the host."""
+    """What a guest is now. Sizes in bytes; `memory_used` is what its processes hold on the host.
+
+    `status` is its service's. `cause` of its last end: "halted", "killed", "failed", "memory" (its process went over
+    the limit of the jail around it), "fault" (`fault` says which), "" before the first.
+    """
 
     name: str
     image: str
@@ -76,6 +82,8 @@ class GuestState(_Record, frozen=True, kw_only=True):
     snapshots: int = 0
     publish: tuple[str, ...] = ()
     status: int | None = None
+    cause: str = ""
+    fault: str = ""
 
 
 class Change(_Record, frozen=True, kw_only=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .buildreport import Report
 from .guest import Change, EvidenceManifest, GuestFinding, GuestState, Snapshot, TrialReport
 from .image import Image
-from .report import Report
 
 
 class ImageReport(Report, frozen=True, kw_only=True, tag="image"):

@@ -20,7 +20,14 @@ Outcome = Literal[
 ]
 
 
-What = Literal["generation", "kernel", "lock", "plan", "rootfs", "spec"]
+What = Literal["generation", "kernel", "lock", "machine", "plan", "rootfs", "spec"]
+
+Place = Literal[
+    "jail",       # the service's place in a jail of the host's
+    "service",    # the service's place in a machine
+    "guest",      # root's in a machine
+    "machine",    # that of the machine's own process on the host
+]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +49,9 @@ class Probe(_Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     plain: Literal["root", "any", "object", ""]
     expected: str
     canaries: tuple[str, ...] = ()
-    networks: tuple[Literal["none", "private", "host"], ...] = ("none", "private", "host")
+    networks: tuple[Literal["none", "private", "host", "publish", "nat"], ...] = (
+        "none", "private", "host", "publish", "nat",
+    )  # fmt: skip
 
 
 class ProbeResult(_Record, frozen=True, kw_only=True):
@@ -57,11 +66,12 @@ class ProbeResult(_Record, frozen=True, kw_only=True):
 class ProbeRun(_Record, frozen=True, kw_only=True):
     """All probes behind one set of walls, as one user, in one kind of network.
 
-    `walls` is "jail", or the name of another program and `command` how that was called. `differences` are those
-    between the state after the exec and the policy.
+    `walls` are the jail's ("jail", "jail,vm,jail"), or the name of another program and `command` how that was called.
+    `place` is where behind them the probes ran. `differences` are those of the state after the exec from the policy.
     """
 
     walls: str
+    place: Place = "jail"
     command: str = ""
     version: str = ""
     user: str
@@ -83,8 +93,22 @@ class Skipped(_Record, frozen=True, kw_only=True):
     reason: str
 
 
+class Machine(_Record, frozen=True, kw_only=True):
+    """What a service in a machine stood behind: the walls, the kernel's file, its version and digest.
+
+    `jail` is the name of the jail around it and `lock` the digest of that one's lock, both "" where there is none.
+    """
+
+    walls: tuple[str, ...]
+    kernel: str
+    version: str
+    sha256: str
+    jail: str = ""
+    lock: str = ""
+
+
 class Proof(_Record, frozen=True, kw_only=True):
-    """Everything that one `prove` showed about a jail."""
+    """Everything that one `prove` showed about a jail. `machine`: for walls with a machine among them."""
 
     name: str
     generation: int
@@ -96,6 +120,7 @@ class Proof(_Record, frozen=True, kw_only=True):
     peers: tuple[ProbeRun, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     not_limited: tuple[NotLimited, ...] = ()
+    machine: Machine | None = None
 
     @property
     def escapes(self) -> int:

@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import stat
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from stockade.contain import wire
 from stockade.contain.spawn import spawn
@@ -29,23 +29,39 @@ _personality = function("personality", ctypes.c_ulong)
 
 
 class Machine:
-    """A running UML. `pid`: its first process, outside; `watch`: a descriptor that wakes when it may have ended."""
+    """A running UML. `pid`: its first process, outside; `watch`: a descriptor that wakes when it may have ended.
 
-    def __init__(self, pid: int, watch: int, *, leash: int | None = None, init: int | None = None) -> None:
+    `lacked_memory`, once it has: how many processes the host's kernel killed at the memory limit of the jail around it.
+    """
+
+    def __init__(
+        self, pid: int, watch: int, *, leash: int | None = None, init: int | None = None, report: IO[str] | None = None
+    ) -> None:
         self.pid = init if init is not None else pid
         self.watch = watch
         self.code: int | None = None
         self.ended = False
+        self.lacked_memory = 0
         self._child = pid
         self._leash = leash
+        self._report = report
         self.least = 1 << 20
 
     def reap(self) -> None:
         """See whether it has ended."""
         pid, status = os.waitpid(self._child, os.WNOHANG)
         if pid:
-            self.code = os.waitstatus_to_exitcode(status)
-            self.ended = True
+            self._is_over(status)
+
+    def _is_over(self, status: int) -> None:
+        self.code = os.waitstatus_to_exitcode(status)
+        self.ended = True
+        if self._report is not None:
+            with self._report:
+                for line in self._report:
+                    word, _, rest = line.partition(" ")
+                    if word == "memory":
+                        self.lacked_memory += int(rest)
 
     def kill(self) -> None:
         """End it and every process of it: with its first process the kernel ends the namespace."""
@@ -57,9 +73,7 @@ class Machine:
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child, signal.SIGKILL)
-        _, status = os.waitpid(self._child, 0)
-        self.code = os.waitstatus_to_exitcode(status)
-        self.ended = True
+        self._is_over(os.waitpid(self._child, 0)[1])
 
     def processes(self) -> list[int]:
         """Every process of the machine: those of the pid namespace are descendants of the child."""
@@ -132,20 +146,18 @@ def _walled(orders: dict[str, Any], given: list[int], output: int) -> Machine:
         for number in (status_writer, leash_reader, null):
             os.close(number)
     init = None
-    with open(status_reader, encoding="utf-8", errors="surrogateescape") as report:
-        for line in report:
-            word, _, rest = line.rstrip("\n").partition(" ")
-            if word == "init":
-                init = int(rest.split()[0])
-            elif word == "failed":
-                os.waitpid(pid, 0)
-                raise RuntimeError(f"the wall around the guest could not be made: {rest}")
-            elif word == "exec":
-                break
-        else:
+    report = open(status_reader, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - the machine's from here on
+    for line in report:
+        word, _, rest = line.rstrip("\n").partition(" ")
+        if word == "init":
+            init = int(rest.split()[0])
+        elif word == "failed":
             os.waitpid(pid, 0)
-            raise RuntimeError("the wall around the guest could not be made: the warden ended early")
-    return Machine(pid, os.pidfd_open(pid), leash=leash_writer, init=init)
+            raise RuntimeError(f"the wall around the guest could not be made: {rest}")
+        elif word == "exec":
+            return Machine(pid, os.pidfd_open(pid), leash=leash_writer, init=init, report=report)
+    os.waitpid(pid, 0)
+    raise RuntimeError("the wall around the guest could not be made: the warden ended early")
 
 
 def _plain(orders: dict[str, Any], given: list[int], output: int) -> Machine:

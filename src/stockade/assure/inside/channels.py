@@ -13,7 +13,7 @@ from .calls import attempt, error_name, shmat
 from .results import Result, held, reached, skipped, worst
 from .world import World, found_marks, say
 
-__all__ = ["PROBES"]
+__all__ = ["PROBES", "abstract_socket", "message_queue", "metadata_route", "shared_memory"]
 
 _TIOCSTI, _TIOCLINUX, _HIGH_BIT = 0x5412, 0x541C, 1 << 32
 _FOREGROUND_CONSOLE = 12

@@ -13,7 +13,7 @@ from .calls import attempt, error_name, opening
 from .results import Result, absent, held, reached, worst
 from .world import World, in_child
 
-__all__ = ["PROBES"]
+__all__ = ["PROBES", "i386_getpid", "modules"]
 
 _CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/*", "/cgroup", "/cgroup/*")
 _X32 = 0x40000000
@@ -136,13 +136,13 @@ def other_calls(world: World) -> Result:
     getpid = world.call.numbers["getpid"]
     value, error = world.call.raw(getpid | _X32)
     x32 = held(f"x32 getpid: {error}") if error else reached(f"x32 getpid gave {value}")
-    answer = in_child(_i386_getpid)
+    answer = in_child(i386_getpid)
     if answer.get("value", -1) > 0:
         return worst([x32, reached("i386 getpid succeeded")])
     return worst([x32, held(f"i386 getpid: {answer.get('errno', answer.get('value'))}")])
 
 
-def _i386_getpid() -> dict[str, int]:
+def i386_getpid() -> dict[str, int]:
     # mov eax, 20; int 0x80; ret
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(b"\xb8" + _I386_GETPID.to_bytes(4, "little") + b"\xcd\x80\xc3")

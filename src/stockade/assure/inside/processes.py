@@ -10,7 +10,7 @@ from .calls import attempt, error_name, opening
 from .results import Result, held, reached, skipped, worst
 from .world import World, found_marks
 
-__all__ = ["PROBES"]
+__all__ = ["PROBES", "pid_descriptors", "read_memory", "signal_nothing", "trace"]
 
 Probe = Callable[[World], Result]
 

@@ -8,7 +8,7 @@ import select
 import signal
 from collections.abc import Callable
 
-from . import channels, information, kernel, mounts, processes, resources, rights, roots
+from . import channels, information, kernel, machine, mounts, processes, resources, rights, roots
 from .results import Result, held
 from .world import World, hear, say
 
@@ -23,21 +23,23 @@ PROBES: dict[str, Callable[[World], Result]] = {
 def main(path: str) -> None:
     """Carry out the request in the file `path`."""
     with open(path, encoding="utf-8") as file:
-        world = World(json.load(file))
+        request = json.load(file)
+    world, beyond = World(request), World(request | request["beyond"])
     say({"ready": os.getpid()})
     if hear() != "go":
         return
     for name in world.request["probes"]:
-        say({"id": name, **_carry_out(name, world)})
+        probe, place = (PROBES[name], world) if name in PROBES else (machine.PROBES[name], beyond)
+        say({"id": name, **_carry_out(probe, place)})
 
 
-def _carry_out(name: str, world: World) -> Result:
+def _carry_out(probe: Callable[[World], Result], world: World) -> Result:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         try:
-            answer = json.dumps(PROBES[name](world)).encode()
+            answer = json.dumps(probe(world)).encode()
         except Exception as error:
             answer = json.dumps(_fault(f"{type(error).__name__}: {error}")).encode()
         while answer:
