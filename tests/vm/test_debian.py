@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def bookworm(home: Path) -> Iterator[Image]:
-    """Debian with nginx and sshd."""
-    yield debian.image_of_debian("bookworm", "bookworm", packages=["nginx-light", "openssh-server"])
+    """Debian with nginx and sshd, and two programs that an audit is to find."""
+    packages = ["nginx-light", "openssh-server", "netcat-openbsd", "tree"]
+    yield debian.image_of_debian("bookworm", "bookworm", packages=packages)
     images.remove("bookworm", [])
 
 
@@ -36,6 +38,7 @@ def web(bookworm: Image) -> Iterator[tuple[Guest, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
+    machines.prepare(("jail", "vm"))
     guest = store.create(
         "web", bookworm, memory=256 << 20, walls=("jail", "vm"), network="publish",
         publish=(Published(address="127.0.0.1", port=port, target=80),),
@@ -117,38 +120,60 @@ def test_trial_of_a_package_shows_packages_and_files_and_can_be_kept(web: tuple[
     assert control.execute(guest.name, ["hello"])[0] == 0
 
 
-def test_audit_finds_what_was_planted_and_its_remedies_mend_it(web: tuple[Guest, int]) -> None:
-    guest, _ = web
-    machines.start_guest(guest.name).close()
-    script = """
+PLANTED = """
 useradd -o -u 0 -M second; passwd -d second; echo root:toor | chpasswd
+useradd -M third; passwd -d third; useradd -M fourth; echo fourth:fourth | chpasswd
 cp /bin/dash /usr/local/bin/sh; chmod 4755 /usr/local/bin/sh
 echo x > /etc/open; chmod 666 /etc/open
 sed -i 's/^#\\?PermitRootLogin.*/PermitRootLogin yes/' /etc/ssh/sshd_config
+echo 'PermitEmptyPasswords yes' > /etc/ssh/sshd_config.d/own.conf
+printf '#!/bin/sh\n### BEGIN INIT INFO\n# Provides: planted\n' > /etc/init.d/planted
+printf '# Required-Start:\n# Required-Stop:\n' >> /etc/init.d/planted
+printf '# Default-Start: 2 3 4 5\n# Default-Stop: 0 1 6\n# Short-Description: planted\n' >> /etc/init.d/planted
+printf '### END INIT INFO\nexit 0\n' >> /etc/init.d/planted
+chmod 755 /etc/init.d/planted; update-rc.d planted defaults
+printf '[Service]\nExecStart=/bin/true\n' > /etc/systemd/system/unit.service
+mkdir -p /etc/systemd/system/multi-user.target.wants
+ln -s ../unit.service /etc/systemd/system/multi-user.target.wants/unit.service
+echo 'telnet stream tcp nowait root /usr/sbin/tcpd /usr/sbin/in.telnetd' > /etc/inetd.conf
+apt-mark auto tree
 """
-    assert control.execute(guest.name, ["sh", "-ec", script])[0] == 0
+MENDED = {
+    ("second-root", "second"), ("empty-password", "second"), ("empty-password", "third"), ("default-password", "root"),
+    ("default-password", "fourth"), ("setuid", "/usr/local/bin/sh"), ("world-writable", "/etc/open"),
+    ("sshd", "permitrootlogin"), ("sshd", "permitemptypasswords"), ("service", "planted"), ("service", "unit.service"),
+    ("inetd", "telnet"), ("tool", "/usr/bin/nc.openbsd"), ("unused-package", "tree"),
+}  # fmt: skip
+
+
+def test_audit_finds_what_was_planted_and_mends_it_on_a_clone_first(web: tuple[Guest, int]) -> None:
+    guest, port = web
+    machines.start_guest(guest.name).close()
+    status, out, err = control.execute(guest.name, ["sh", "-ec", PLANTED])
+    assert status == 0, out + err
     stop(guest.name)
 
-    def found() -> dict[tuple[str, str], str]:
+    def found() -> set[tuple[str, str]]:
         with changes.merged(
             store.disk(guest.name), image_file(images.load(guest.image)), Path(os.environ["STOCKADE_HOME"])
         ) as disk:
-            return {
-                (finding.code, finding.subject): finding.remedy for finding in audit.audit(disk, keep=["ssh", "nginx"])
-            }
+            return {(finding.code, finding.subject) for finding in audit.audit(disk, keep=["ssh", "nginx"])}
 
-    planted = {
-        ("second-root", "second"), ("empty-password", "second"), ("default-password", "root"),
-        ("setuid", "/usr/local/bin/sh"), ("world-writable", "/etc/open"), ("sshd", "permitrootlogin"),
-    }  # fmt: skip
+    def fix(*more: str) -> None:
+        words = ["guest", "audit", guest.name, "--keep", "ssh", "--keep", "nginx", "--fix", *more]
+        exercise = ["--exercise", "curl -sS -f -m 10 --retry 20 --retry-connrefused http://127.0.0.1:$PORT_80/"]
+        done = subprocess.run(
+            [sys.executable, "-m", "stockade", *words, *exercise], stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=300, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
     before = found()
-    assert planted <= before.keys()
-    assert not [
-        subject for code, subject in before if code == "service" and subject in ("ssh.service", "nginx.service")
-    ]
-    commands = [
-        ["sh", "-c", before[one]] for one in sorted(planted, reverse=True) if one != ("empty-password", "second")
-    ]
-    report = trial.trial(guest.name, commands, commit=True, network="none")
-    assert report.passed, report.steps
-    assert planted.isdisjoint(found().keys())
+    assert before >= MENDED | {("service-as-root", "unit.service")}
+    assert before.isdisjoint({("service", "ssh.service"), ("service", "nginx.service")})
+    fix()
+    assert found() == before, "that was on a clone"
+    fix("--commit")
+    assert {code for code, _ in found()} <= {"service-as-root"}
+    machines.start_guest(guest.name).close()
+    answer(port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -42,6 +43,20 @@ def test_status_and_both_streams_of_a_command_come_out(running: Guest) -> None:
     assert control.execute(running.name, ["sh", "-c", "kill -TERM $$"])[0] == 128 + signal.SIGTERM
     assert control.execute(running.name, ["/bin/missing"])[0] == 127
     assert control.execute(running.name, ["/etc/passwd"])[0] == 126
+
+
+def test_command_that_has_ended_before_it_is_told_of_its_inputs_end_has_its_status(running: Guest) -> None:
+    with control.Session(running.name, ["sh", "-c", "echo early; exit 3"]) as session:
+        # The keeper has said all and closed: nothing more can be sent, and everything can be read.
+        waiting = select.poll()
+        waiting.register(session, select.POLLRDHUP)
+        assert waiting.poll(20_000)
+        session.write(b"late")
+        session.end_input()
+        output = b""
+        while session.status is None:
+            output += b"".join(data for _, data in session.read(20))
+    assert (session.status, output) == (3, b"early\n")
 
 
 def test_megabytes_of_input_and_output_pass_unchanged_in_both_directions_at_once(running: Guest) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import NewGuest
+from guest_processes import of_guest, wait_gone
+from machine import until
 
 from stockade import machines, places
 from stockade.errors import StateError
 from stockade.records.guest import Guest
-from stockade.vm import control, incident, snapshots, store, trial
+from stockade.vm import control, images, incident, manage, snapshots, store, trial
 from stockade.vm.start import Started
 
 Start = Callable[[str], Started]
@@ -65,6 +69,18 @@ def test_evidence_holds_disk_memory_console_records_and_what_changed(broken_into
     assert "device" in found["/root/disk"].notes
     assert manifest.accounts == ("evil",)
     assert "/bin/busybox" not in found
+
+
+@pytest.mark.parametrize("walls", [("vm",), ("jail", "vm")], ids=",".join)
+def test_evidence_holds_the_data_of_the_guests_kernel_behind_any_walls(
+    new_guest: NewGuest, start: Start, tmp_path: Path, walls: tuple[str, ...]
+) -> None:
+    name = new_guest(walls=walls).name
+    start(name)
+    incident.evidence(name, tmp_path / "evidence.tar.zst")
+    place = unpacked(tmp_path / "evidence.tar.zst", tmp_path / "out")
+    assert "linux.uml" in (place / "kernel.maps").read_text()
+    assert f"stockade_hostname={name}".encode() in (place / "kernel").read_bytes(), "the command line that it keeps"
 
 
 def test_frozen_guest_does_nothing_until_it_is_thawed(running: Guest) -> None:
@@ -169,3 +185,77 @@ def test_exercise_of_a_trial_reaches_the_clones_own_published_port(new_guest: Ne
         exercises=["curl -sS -f -m 5 http://127.0.0.1:$PORT_80/ | grep -q 'served from'"],
     )  # fmt: skip
     assert report.passed, report
+
+
+@pytest.mark.parametrize("way", ["snapshot", "clean"])
+def test_restore_puts_the_images_own_file_back_below_a_guest_whose_uml_was_taken_over(
+    broken_into: Guest, start: Start, way: str
+) -> None:
+    base, image = store.machine(broken_into.name) / "base", images.file(broken_into.image)
+    # What the user that runs UML can do in its directory: another base, that looks the same from outside.
+    status = base.stat()
+    forged = image.read_bytes().replace(b"served from a guest\n", b"served from a fake.\n")
+    base.unlink()
+    base.write_bytes(forged)
+    os.utime(base, (status.st_mtime, status.st_mtime))
+    incident.restore(broken_into.name, "good" if way == "snapshot" else "")
+    assert os.path.samefile(base, image)
+    start(broken_into.name)
+    assert control.execute(broken_into.name, ["cat", "/srv/index.html"])[1] == b"served from a guest\n"
+
+
+@pytest.mark.parametrize("planted", ["a link to another guest's disk", "a pipe"])
+def test_disk_that_uml_replaced_is_never_followed(new_guest: NewGuest, tmp_path: Path, planted: str) -> None:
+    victim, guest = new_guest(), new_guest()
+    disk = store.disk(guest.name)
+    disk.unlink()
+    if planted == "a pipe":
+        os.mkfifo(disk)
+    else:
+        disk.symlink_to(store.disk(victim.name))
+    for attempt in (
+        lambda: snapshots.create(guest.name, "one"),
+        lambda: snapshots.clone(guest.name, "copy"),
+        lambda: incident.evidence(guest.name, tmp_path / "evidence.tar.zst"),
+        lambda: manage.flatten(guest.name, "flat"),
+        lambda: machines.start_guest(guest.name),
+    ):
+        with pytest.raises(StateError, match="a link was put in its place|no file any more"):
+            attempt()
+    assert snapshots.names(guest.name) == []
+    assert not (tmp_path / "evidence.tar.zst").exists()
+    incident.restore(guest.name)
+    machines.start_guest(guest.name).close()
+
+
+def is_free(name: str) -> bool:
+    """Whether nobody has the guest's lock."""
+    try:
+        with store.locked(name):
+            return True
+    except StateError:
+        return False
+
+
+def test_killed_trial_ends_its_clone_and_the_next_trial_removes_it(guest: Guest) -> None:
+    code = (
+        "import sys; from stockade.vm import trial\n"
+        "trial.trial(sys.argv[1], [['sh', '-c', 'echo begun; sleep 100']], network='none', say=lambda text: "
+        "print(text, flush=True))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, guest.name], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert child.stdout is not None
+    while "running" not in child.stdout.readline():
+        assert child.poll() is None
+    (clone,) = (name for name in store.names() if name.startswith(f"{guest.name}-trial-"))
+    processes = of_guest(clone)
+    child.kill()
+    child.wait(10)
+    child.stdout.close()
+    assert wait_gone(processes, 30) == []
+    assert until(lambda: is_free(clone))
+    assert trial.trial(guest.name, [["true"]], network="none").passed
+    assert clone not in store.names()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from stockade.records.guest import Change, GuestFinding, TrialReport
 from stockade.records.machine import ChangesReport, EvidenceReport, GuestAuditReport, TrialsReport
 from stockade.vm import audit as auditing
 from stockade.vm import changes as comparing
-from stockade.vm import control, images, incident, snapshots, sparse, store
+from stockade.vm import control, images, incident, snapshots, sparse, store, whole
 from stockade.vm.trial import trial as try_out
 
 __all__ = ["register"]
@@ -237,12 +236,12 @@ def _show_trial(report: TrialReport) -> None:
 def audit(arguments: argparse.Namespace) -> int:
     """Look a guest's system over."""
     guest = store.load(arguments.name)
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=places.guest(guest.name)) as scratch:
-        copy = Path(scratch) / "disk.cow"
+    with whole.scratch(places.guest(guest.name), "audit") as scratch:
+        copy = scratch / "disk.cow"
         with snapshots.held(guest):
             store.copy_disk(store.disk(guest.name), copy, 0, 0)
-        with comparing.merged(copy, images.file(guest.image), Path(scratch)) as whole:
-            found = auditing.audit(whole, keep=arguments.keep)
+        with comparing.merged(copy, images.file(guest.image), scratch) as disk:
+            found = auditing.audit(disk, keep=arguments.keep)
     found += _listening(guest.name, [port.target for port in guest.publish])
     if arguments.json and not arguments.fix:
         console.json_report(GuestAuditReport(guest=guest.name, findings=tuple(found)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import tarfile
@@ -10,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stockade.errors import HostError, StateError
+
+from .whole import new_file
 
 __all__ = ["pack", "unpack"]
 
@@ -22,21 +23,15 @@ def pack(directory: Path, members: Sequence[str], target: Path) -> None:
     """Write `members` of `directory` to the new archive `target`. FileExistsError when it is there."""
     command = ["tar", "--create", "--sparse", "--zstd", "--format=gnu", "--numeric-owner", "--owner=0", "--group=0",
                "--mode=0600", "--directory", os.fspath(directory), "--", *members]  # fmt: skip
-    with open(target, "xb") as out:
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, timeout=_TIMEOUT_S, check=False
+    with new_file(target) as out:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, timeout=_TIMEOUT_S, check=False
+        )
+        if done.returncode != 0:
+            raise StateError(
+                f"`{target}` could not be written: {done.stderr.decode('utf-8', 'replace').strip()}",
+                hint="make room on the disk, and see that `tar` and `zstd` are installed",
             )
-            if done.returncode != 0:
-                raise StateError(
-                    f"`{target}` could not be written: {done.stderr.decode('utf-8', 'replace').strip()}",
-                    hint="make room on the disk, and see that `tar` and `zstd` are installed",
-                )
-            os.fsync(out.fileno())
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                target.unlink()
-            raise
 
 
 def unpack(source: Path, directory: Path, allowed: Sequence[str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from stockade.errors import HostError
 from stockade.kernel.crypt import crypt
 from stockade.records.guest import GuestFinding
 
@@ -38,7 +40,14 @@ _BASE_SERVICES = frozenset({
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "procps", "hwclock.sh",
 })  # fmt: skip
 _UNIT_PLACES = ("/etc/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system")
-_USER = re.compile(r"^User=(\S+)", re.MULTILINE)
+#: Hashes of crypt(5) whose cost is a system's default or less, by prefix.
+_AFFORDABLE = re.compile(
+    r"\$[156]\$(?!rounds=)|\$[56]\$rounds=[0-9]{1,6}\$|\$2[aby]\$0[0-9]\$|\$y\$j[./0-9]T\$|[./0-9A-Za-z]{13}$"
+)
+_USER = re.compile(r"^User=(\S*)", re.MULTILINE)
+_DYNAMIC_USER = re.compile(r"^DynamicUser=(?i:yes|true|on|1)\s*$", re.MULTILINE)
+_SYSTEMCTL = ("/usr/bin/systemctl", "/bin/systemctl")
+_SSHD = "/etc/ssh/sshd_config"
 
 
 def audit(image: Path, *, keep: Sequence[str] = ()) -> list[GuestFinding]:
@@ -79,37 +88,54 @@ def _accounts(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -
 
 
 def _matches(word: str, secret: str) -> bool:
+    if not _AFFORDABLE.match(secret):
+        return False  # its owner chose what it costs, up to hours and gigabytes
     try:
         return crypt(word, secret) == secret
-    except (OSError, ValueError):
+    except (OSError, ValueError, HostError):
         return False
 
 
 def _services(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
-    enabled: dict[str, str] = {}
+    units: dict[str, list[str]] = {}
+    scripts: set[str] = set()
     for path, node in nodes.items():
         directory, _, name = path.rpartition("/")
         if node.type == "symlink" and re.fullmatch(r"/etc/systemd/system/[^/]+\.(wants|requires)", directory):
-            enabled.setdefault(name, "systemd")
+            units.setdefault(name, []).append(path)
         match = re.fullmatch(r"/etc/rc[2-5]\.d/S\d\d(.+)", path)
         if match:
-            enabled.setdefault(match[1], "sysv")
+            scripts.add(match[1])
     wanted = {*keep, *(f"{name}.service" for name in keep), *_BASE_SERVICES}
-    for name, manager in sorted(enabled.items()):
+    has_systemctl = any(path in nodes for path in _SYSTEMCTL)
+    for name in sorted({*units, *(script for script in scripts if f"{script}.service" not in units)}):
         bare = name.removesuffix(".service")
-        if manager == "sysv" and f"{name}.service" in enabled:
-            continue
-        quoted = shlex.quote(bare if manager == "sysv" else name)
-        remedy = f"update-rc.d {quoted} disable" if manager == "sysv" else f"systemctl disable {quoted}"
+        off = {}
+        if name in units:
+            off["systemd"] = ["systemctl", "disable", name] if has_systemctl else ["rm", *units[name]]
+        if bare in scripts:
+            off["sysv"] = ["update-rc.d", bare, "disable"]
         if name not in wanted and bare not in wanted:
             yield GuestFinding(code="service", severity="medium", subject=name,
-                               seen=f"`{name}` is started at boot ({manager}), unasked", remedy=remedy)  # fmt: skip
-        if manager == "systemd" and name.endswith(".service") and name not in _BASE_SERVICES:
-            text = next((found for place in _UNIT_PLACES if (found := system.text(f"{place}/{name}"))), "")
-            user = _USER.search(text)
-            if text and (user is None or user[1] in ("root", "0")):
-                yield GuestFinding(code="service-as-root", severity="low", subject=name,
-                                   seen=f"`{name}` starts as root")  # fmt: skip
+                               seen=f"`{name}` is started at boot ({', '.join(off)}), unasked",
+                               remedy=" && ".join(map(shlex.join, off.values())))  # fmt: skip
+        is_service = name in units and name.endswith(".service") and name not in _BASE_SERVICES
+        if is_service and _is_roots(system, nodes, name):
+            yield GuestFinding(code="service-as-root", severity="low", subject=name, seen=f"`{name}` starts as root")
+
+
+def _is_roots(system: FileSystem, nodes: dict[str, Node], unit: str) -> bool:
+    """Whether a unit that is there names no user, in itself or in what is dropped in beside it (systemd.unit(5))."""
+    text = next((found for place in _UNIT_PLACES if (found := system.text(f"{place}/{unit}"))), "")
+    if not text:
+        return False
+    dropped = sorted(
+        path for path in nodes for place in _UNIT_PLACES
+        if path.startswith(f"{place}/{unit}.d/") and path.endswith(".conf")
+    )  # fmt: skip
+    text = "\n".join((text, *(system.text(path) for path in dropped)))
+    users = _USER.findall(text)
+    return not _DYNAMIC_USER.search(text) and (not users or users[-1] in ("", "root", "0"))
 
 
 def _inetd(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
@@ -118,7 +144,13 @@ def _inetd(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> I
         if len(words) >= 6 and not line.startswith("#") and words[0] not in keep:
             yield GuestFinding(code="inetd", severity="medium", subject=words[0],
                                seen=f"inetd listens for `{words[0]}` and runs `{words[5]}` as {words[4]}",
-                               remedy=f"update-inetd --disable {shlex.quote(words[0])}")  # fmt: skip
+                               remedy=_without(words[0], "/etc/inetd.conf"))  # fmt: skip
+
+
+def _without(word: str, path: str) -> str:
+    """The command that makes comments of the lines of a file that begin with a word."""
+    pattern = re.sub(r"([^A-Za-z0-9_-])", r"\\\1", word)
+    return shlex.join(["sed", "-i", f"s/^[[:space:]]*{pattern}[[:space:]]/#&/", path])
 
 
 def _setuid(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
@@ -143,19 +175,32 @@ def _writable(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -
 
 
 def _ssh(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
-    said: dict[str, str] = {}
-    for path in sorted(path for path in nodes if re.fullmatch(r"/etc/ssh/sshd_config(\.d/[^/]+\.conf)?", path)):
-        for line in system.text(path).splitlines():
-            words = line.split()
-            if len(words) >= 2 and not line.lstrip().startswith("#"):
-                said.setdefault(words[0].lower(), words[1].lower())
-    if "/etc/ssh/sshd_config" in nodes:
-        for key, bad in (("permitrootlogin", "yes"), ("permitemptypasswords", "yes")):
-            if said.get(key) == bad:
-                drop = f"sed -i -E 's/^[[:space:]]*{key}[[:space:]].*/{key} no/I' /etc/ssh/sshd_config"
-                yield GuestFinding(
-                    code="sshd", severity="high", subject=key, seen=f"sshd has `{key} {bad}`", remedy=drop
-                )
+    said: dict[str, tuple[str, str]] = {}
+    for path, key, value in _sshd_lines(system, nodes, _SSHD):
+        said.setdefault(key, (value, path))
+    for key in ("permitrootlogin", "permitemptypasswords"):
+        value, path = said.get(key, ("", ""))
+        if value == "yes":
+            drop = ["sed", "-i", "-E", f"s/^[[:space:]]*{key}[[:space:]].*/{key} no/I", path]
+            yield GuestFinding(code="sshd", severity="high", subject=key, seen=f"sshd has `{key} yes`",
+                               remedy=shlex.join(drop))  # fmt: skip
+
+
+def _sshd_lines(system: FileSystem, nodes: dict[str, Node], path: str) -> Iterator[tuple[str, str, str]]:
+    """File, keyword and value in the order of sshd_config(5), where the first value holds; none with a condition."""
+    for line in system.text(path).splitlines():
+        words = line.replace("=", " ", 1).split()
+        if len(words) < 2 or words[0].startswith("#"):
+            continue
+        key = words[0].lower()
+        if key == "match":
+            return
+        if key == "include" and path == _SSHD:
+            for pattern in words[1:]:
+                wanted = pattern if pattern.startswith("/") else f"/etc/ssh/{pattern}"
+                for included in sorted(fnmatch.filter(nodes, wanted)):
+                    yield from _sshd_lines(system, nodes, included)
+        yield path, key, words[1].strip('"').lower()
 
 
 def _tools(system: FileSystem, nodes: dict[str, Node], keep: Sequence[str]) -> Iterator[GuestFinding]:
@@ -244,8 +289,13 @@ def listening(tables: dict[str, str], published: Sequence[int]) -> list[GuestFin
             if len(words) < 8 or words[3] != state:
                 continue
             address, _, port = words[1].rpartition(":")
+            if not re.fullmatch(r"[0-9A-F]{4}", port):
+                continue
             number = int(port, 16)
-            local = address in ("0100007F", "00000000000000000000000001000000")
+            # In the host's byte order, here the little-endian: ::1, 127.0.0.0/8, and that as an IPv6 address.
+            local = address == "00000000000000000000000001000000" or (
+                address.endswith("7F") and (len(address) == 8 or address.startswith("0000000000000000FFFF0000"))
+            )
             if number in published or local:
                 continue
             found.append(

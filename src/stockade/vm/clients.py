@@ -24,13 +24,14 @@ _SESSIONS = 65536
 
 
 class Client:
-    """One connection. `mode` is what it is used for: "request", "exec", "console", "hold", "wait"."""
+    """One connection. `mode` is what it is used for: "request", "exec", "console", "hold", "disk", "wait"."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.socket = connection
         self.mode = "request"
         self.session: int | None = None
+        self.disk = ""
         self.reader = frames.Reader()
         self.incoming = bytearray()
         self.outgoing = bytearray()
@@ -127,7 +128,7 @@ class Clients:
                 self._gone(client)
         elif client.mode == "console":
             self._keeper.type(data)
-        elif client.mode == "hold":
+        elif client.mode in ("hold", "disk"):
             self._gone(client)
 
     def _request(self, client: Client, request: dict[str, Any]) -> None:
@@ -181,6 +182,10 @@ class Clients:
                 keeper.freeze()
                 client.mode = "request" if was else "hold"
                 return {"frozen": True, "memory": keeper.machine.memory() if keeper.machine else ""}
+            case "attach":
+                client.disk = keeper.disks.attach(str(request["file"]))
+                client.mode = "disk"
+                return {"device": f"/dev/{client.disk}"}
             case "freeze":
                 keeper.freeze()
                 return {}
@@ -294,6 +299,8 @@ class Clients:
             # As a terminal that hangs up; what does not heed it is ended.
             for number in (1, 9):
                 self._keeper.send(frames.pack_number(frames.SIGNAL, session, number))
+        if client.mode == "disk":
+            self._keeper.detach(client.disk)
         if client.mode == "hold":
             with contextlib.suppress(Exception):
                 self._keeper.thaw()

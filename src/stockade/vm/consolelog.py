@@ -26,11 +26,12 @@ class ConsoleLog:
         """Append; a full disk must not end the guest: what cannot be written is dropped."""
         self.written = True
         if self._size + len(data) > self._most:
-            os.close(self._descriptor)
+            self.close()
             with contextlib.suppress(OSError):
                 os.replace(self._path, f"{self._path}.1")
-            self._open()
         with contextlib.suppress(OSError):
+            if self._descriptor < 0:
+                self._open()
             self._size += os.write(self._descriptor, data)
 
     def fileno(self) -> int:
@@ -39,4 +40,6 @@ class ConsoleLog:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1

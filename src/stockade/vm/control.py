@@ -19,6 +19,8 @@ __all__ = ["Session", "connect", "execute", "is_running", "request"]
 
 _TIMEOUT_S = 20.0
 _READ = 65536
+#: Bytes of each stream of a command that are kept for who asked for them whole.
+_KEPT_MOST = 64 << 20
 
 
 def connect(name: str) -> socket.socket:
@@ -114,20 +116,25 @@ class Session:
         """Send at most `credit` bytes of standard input."""
         self.credit -= len(data)
         for start in range(0, len(data), frames.DATA_MOST):
-            self._connection.sendall(frames.pack(frames.DATA, 0, data[start : start + frames.DATA_MOST]))
+            self._send(frames.pack(frames.DATA, 0, data[start : start + frames.DATA_MOST]))
+
+    def _send(self, frame: bytes) -> None:
+        """Send a frame; nothing to a command that has ended, whose last frames are there to be read."""
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.sendall(frame)
 
     def end_input(self) -> None:
         """Close the command's standard input."""
-        self._connection.sendall(frames.pack(frames.EOF, 0))
+        self._send(frames.pack(frames.EOF, 0))
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's process group."""
-        self._connection.sendall(frames.pack_number(frames.SIGNAL, 0, number))
+        self._send(frames.pack_number(frames.SIGNAL, 0, number))
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal's new size."""
         payload = rows.to_bytes(2, "big") + columns.to_bytes(2, "big")
-        self._connection.sendall(frames.pack(frames.RESIZE, 0, payload))
+        self._send(frames.pack(frames.RESIZE, 0, payload))
 
     def read(self, timeout_s: float | None) -> list[tuple[int, bytes]]:
         """What came: pairs of 1 or 2 (output, error) and data. StateError when the guest ended; sets `status`."""
@@ -144,8 +151,7 @@ class Session:
         for kind, _, payload in self._reader.feed(data):
             if kind in (frames.STDOUT, frames.STDERR):
                 found.append((1 if kind == frames.STDOUT else 2, payload))
-                with contextlib.suppress(BrokenPipeError):  # the last frames are there, their sender is gone
-                    self._connection.sendall(frames.pack_number(frames.CREDIT, 0, len(payload)))
+                self._send(frames.pack_number(frames.CREDIT, 0, len(payload)))
             elif kind == frames.CREDIT:
                 self.credit += frames.number(payload)
             elif kind == frames.EXIT:
@@ -160,6 +166,7 @@ def execute(
     """Run `argv` in the guest; returns status, standard output and error. `output` takes both as they come instead.
 
     `input` is standard input: bytes, or a file that is read to its end. `timeout_s` without any output is TimeoutError.
+    StateError when the guest says more than is kept in memory.
     """
     source = input if not isinstance(input, bytes) else None
     waiting = input if isinstance(input, bytes) else b""
@@ -182,6 +189,11 @@ def execute(
                 for stream, data in session.read(timeout_s):
                     if output is not None:
                         output(stream, data)
-                    else:
+                    elif len(streams[stream]) + len(data) <= _KEPT_MOST:
                         streams[stream] += data
+                    else:
+                        raise StateError(
+                            f"a command in guest `{name}` wrote more than {_KEPT_MOST >> 20} MB",
+                            hint=f"`stockade guest exec {name} -- COMMAND` writes it out as it comes",
+                        )
         return session.status, bytes(streams[1]), bytes(streams[2])

@@ -7,10 +7,13 @@ the size of the base, a bitmap of the sectors that were written, then the sector
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -18,7 +21,7 @@ from stockade.errors import StateError
 
 from . import sparse
 
-__all__ = ["Header", "check", "create", "merge", "read", "written", "written_sectors"]
+__all__ = ["Header", "check", "create", "merge", "opened", "read", "written", "written_sectors"]
 
 MAGIC = 0x4F4F4F4D  # "OOOM"
 VERSION = 3
@@ -75,9 +78,26 @@ def create(path: Path, *, backing: str, base: Path, mode: int = 0o600) -> Header
     return header
 
 
+def opened(path: Path) -> BinaryIO:
+    """A copy-on-write file, to be read. Whoever took a guest's UML over may have put something else in its place.
+
+    StateError for a link, and for what is no file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _damaged(path, "a link was put in its place") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _damaged(path, "it is no file any more")
+    return open(descriptor, "rb", buffering=0)
+
+
 def read(path: Path) -> Header:
     """The header of a copy-on-write file; StateError says what is wrong with it."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         data = file.read(_FIXED.size + _PATH_BYTES)
         file_size = os.fstat(file.fileno()).st_size
     if len(data) < _FIXED.size + _PATH_BYTES:
@@ -137,7 +157,7 @@ def written_sectors(path: Path, header: Header) -> Iterator[tuple[int, int]]:
 def _marked(path: Path, header: Header) -> Iterator[tuple[int, int]]:
     """Runs of marked sectors within one byte of the bitmap; neighbours are not joined."""
     sectors = header.size // SECTOR
-    with open(path, "rb", buffering=0) as file:
+    with opened(path) as file:
         for low, high in sparse.extents(file.fileno(), _BITMAP_START + header.bitmap_bytes):
             low = max(low, _BITMAP_START)
             bitmap = os.pread(file.fileno(), max(0, high - low), low)
@@ -162,7 +182,7 @@ def merge(path: Path, base: Path, target: Path) -> None:
     header = check(path, base)
     target_descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(base, "rb", buffering=0) as below, open(path, "rb", buffering=0) as above:
+        with open(base, "rb", buffering=0) as below, opened(path) as above:
             sparse.copy(below.fileno(), target_descriptor)
             for start, end in written_sectors(path, header):
                 at = start

@@ -28,7 +28,10 @@ _DEPTH_MOST = 5
 _ENTRIES_MOST = 4_000_000
 _ROOT = 2
 _FAST_LINK = 60
+_EXTENTS_MOST = 1 << 20
 _LARGEST_READ = 1 << 30
+_LARGEST_TEXT = 64 << 20
+_LARGEST_DIRECTORY = 32 << 20
 _EXTENT = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIH")
 
@@ -143,7 +146,7 @@ class FileSystem:
         elif kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
             if not flags & _EXTENTS_FLAG and size:
                 raise self._bad(f"inode {inode} is laid out as ext2 does")
-            extents = tuple(self._extents(body, 0)) if size else ()
+            extents = self._in_order(inode, body) if size else ()
         node = Node(
             inode=inode, mode=mode, uid=uid, gid=gid, size=size, mtime=mtime, ctime=ctime, links=links,
             extents=extents, target=target, device=device,
@@ -152,10 +155,23 @@ class FileSystem:
             node = msgspec.structs.replace(node, target=self.read(node).decode("utf-8", "surrogateescape"))
         return node
 
+    def _in_order(self, inode: int, body: bytes) -> tuple[tuple[int, int, int], ...]:
+        """The extents of an inode. None is met twice, however the tree is tied; none begins before another ends."""
+        found: list[tuple[int, int, int]] = []
+        end = 0
+        for first, length, start in self._extents(body, 0):
+            if first < end or not length or len(found) == _EXTENTS_MOST:
+                raise self._bad(f"the extents of inode {inode} are impossible")
+            found.append((first, length, start))
+            end = first + length
+        return tuple(found)
+
     def _extents(self, block: bytes, depth: int) -> Iterator[tuple[int, int, int]]:
         magic, entries, _, below = struct.unpack_from("<HHHH", block, 0)
         if magic != _EXTENT_MAGIC or depth > _DEPTH_MOST or 12 + entries * 12 > len(block) or below > _DEPTH_MOST:
             raise self._bad("an extent tree is impossible")
+        if not entries and (depth or below):
+            raise self._bad("an extent tree has an empty branch")
         for number in range(entries):
             at = 12 + number * 12
             if below:
@@ -182,6 +198,8 @@ class FileSystem:
 
     def entries(self, node: Node) -> Iterator[tuple[str, int]]:
         """Names and inodes in a directory, without `.` and `..`."""
+        if node.size > _LARGEST_DIRECTORY:
+            raise self._bad(f"directory {node.inode} has {node.size} bytes")
         data = self.read(node)
         at = 0
         while at + 8 <= len(data):
@@ -243,4 +261,6 @@ class FileSystem:
         node = self.find(path)
         if node is None or node.type != "file":
             return ""
+        if node.size > _LARGEST_TEXT:
+            raise self._bad(f"inode {node.inode} has {node.size} bytes")
         return self.read(node).decode("utf-8", "surrogateescape")

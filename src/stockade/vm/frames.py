@@ -7,7 +7,7 @@ import struct
 __all__ = ["Frame", "Reader", "WINDOW", "execute", "pack", "pack_number"]
 
 EXEC, DATA, EOF, SIGNAL, RESIZE, CREDIT, STOP, SERVICE = range(1, 9)
-READY, STDOUT, STDERR, EXIT, STARTED, ENDED, FAULT, TAKEN, RECORD = range(16, 25)
+READY, STDOUT, STDERR, EXIT, STARTED, ENDED, FAULT, TAKEN, RECORD, GATHERS = range(16, 26)
 
 WINDOW = 65536
 #: What may be on its way to the guest: beyond 4096 bytes that nobody has read its terminal driver loses some.

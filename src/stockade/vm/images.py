@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import lzma
 import os
 import re
@@ -20,6 +19,7 @@ from stockade.errors import HostError, NotFoundError, StateError, UsageError
 from stockade.records.image import Image, ImageStart
 
 from . import sparse
+from .whole import named, new_file
 
 __all__ = ["add", "add_file", "export", "file", "link", "load", "names", "remove", "tried", "verify"]
 
@@ -36,7 +36,7 @@ def file(name: str) -> Path:
 
 def names() -> list[str]:
     """Names of all images, sorted."""
-    return sorted(path.parent.name for path in places.images().glob("*/image.json"))
+    return named(places.images(), "image.json")
 
 
 def load(name: str) -> Image:
@@ -273,20 +273,12 @@ def export(name: str, target: Path) -> str:
     """
     load(name)
     compressor = next((words for suffix, words in _COMPRESSORS.items() if target.name.endswith(suffix)), None)
-    try:
-        with open(target, "xb") as out:
-            if compressor is None:
-                with open(file(name), "rb", buffering=0) as source:
-                    sparse.copy(source.fileno(), out.fileno())
-            else:
-                _compress(compressor, file(name), out.fileno())
-            os.fsync(out.fileno())
-    except FileExistsError:
-        raise
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            target.unlink()
-        raise
+    with new_file(target) as out:
+        if compressor is None:
+            with open(file(name), "rb", buffering=0) as source:
+                sparse.copy(source.fileno(), out.fileno())
+        else:
+            _compress(compressor, file(name), out.fileno())
     return sparse.file_sha256(target)
 
 

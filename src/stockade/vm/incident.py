@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from stockade.errors import StateError
 from stockade.records.guest import Change, EvidenceFile, EvidenceManifest, Guest
 from stockade.records.text import escape
 
-from . import archive, changes, control, cow, images, snapshots, sparse, store
+from . import archive, changes, control, cow, images, snapshots, sparse, store, whole
 from .start import stop
 
 __all__ = ["changes_of", "clones", "evidence", "freeze", "restore", "thaw"]
@@ -54,14 +53,13 @@ def evidence(guest: str, target: Path, *, memory: bool = True) -> EvidenceManife
     """
     record = store.load(guest)
     image = images.load(record.image)
-    scratch = Path(tempfile.mkdtemp(prefix=".evidence-", dir=places.guest(guest)))
-    try:
+    with whole.scratch(places.guest(guest), "evidence") as scratch:
         with snapshots.held(record, sync=False) as (state, file):
             frozen = time.time()
             store.copy_disk(store.disk(guest), scratch / "disk.cow", os.geteuid(), os.getegid())
             if state == "running" and memory:
                 _copy_memory(file, scratch / "memory")
-                _copy_kernel(control.request(guest, "status")["pid"], scratch)
+                _copy_kernel(file, scratch)
         for name in _RECORDS:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(places.guest(guest) / name, scratch / name)
@@ -85,8 +83,6 @@ def evidence(guest: str, target: Path, *, memory: bool = True) -> EvidenceManife
         )  # fmt: skip
         store.write_record(scratch / "manifest.json", manifest)
         archive.pack(scratch, ["manifest.json", *(file.name for file in files)], target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
 
@@ -101,11 +97,11 @@ def _compare(disk: Path, base: Path, scratch: Path) -> tuple[list[Change], tuple
 def changes_of(guest: str) -> list[Change]:
     """What differs from the clean image on the guest's disk as it is now; a running guest is synced first."""
     record = store.load(guest)
-    with tempfile.TemporaryDirectory(prefix=".compare-", dir=places.guest(guest)) as scratch:
-        copy = Path(scratch) / "disk.cow"
+    with whole.scratch(places.guest(guest), "compare") as scratch:
+        copy = scratch / "disk.cow"
         with snapshots.held(record):
             store.copy_disk(store.disk(guest), copy, os.geteuid(), os.getegid())
-        return _compare(copy, images.file(record.image), Path(scratch))[0]
+        return _compare(copy, images.file(record.image), scratch)[0]
 
 
 def _copy_memory(path: str, target: Path) -> None:
@@ -116,8 +112,12 @@ def _copy_memory(path: str, target: Path) -> None:
         sparse.copy(source.fileno(), copy.fileno())
 
 
-def _copy_kernel(pid: int, scratch: Path) -> None:
-    """What the kernel's own process has beside that: its data and stacks, with a list of where they lay."""
+def _copy_kernel(memory: str, scratch: Path) -> None:
+    """What the kernel's own process has beside that: its data and stacks, with a list of where they lay.
+
+    It is the process that holds the memory; behind a jail's walls the warden is the first.
+    """
+    pid = memory.split("/")[2]
     lines = []
     written = 0
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps, \
@@ -140,8 +140,8 @@ def clones(guest: str, count: int, *, snapshot: str = "", prefix: str = "") -> I
     record = store.load(guest)
     known = set(store.names())
     number = 0
-    with tempfile.TemporaryDirectory(prefix=".clones-", dir=places.guest(guest)) as scratch:
-        source = Path(scratch) / "disk.cow"
+    with whole.scratch(places.guest(guest), "clones") as scratch:
+        source = scratch / "disk.cow"
         if snapshot:
             source = snapshots.checked(guest, snapshots.load(guest, snapshot))
         else:
@@ -169,10 +169,5 @@ def restore(guest: str, snapshot: str = "") -> None:
         snapshots.restore(guest, snapshot)
         return
     with store.locked(guest):
-        machine = store.machine(guest)
-        fresh = machine / ".disk.new"
-        fresh.unlink(missing_ok=True)
-        cow.create(fresh, backing="base", base=machine / "base")
-        if os.geteuid() == 0:
-            os.chown(fresh, record.uid, record.gid)
-        fresh.replace(machine / "disk.cow")
+        store.renew_base(record)
+        store.empty_disk(store.machine(guest), record.uid, record.gid)

@@ -16,9 +16,10 @@ import sys
 import time
 from typing import Any
 
-from . import frames
+from . import frames, keys
 from .clients import Clients
 from .consolelog import ConsoleLog
+from .disks import Disks
 from .helpers import Helpers
 from .mconsole import Console
 from .record import Record
@@ -29,6 +30,7 @@ __all__ = ["Keeper", "main"]
 _READ = 65536
 _HALT_S = 2.0
 _POLL_S = 0.005
+_BUSY_S, _BUSY_MOST_S = 0.05, 10.0
 
 
 class Keeper:
@@ -41,6 +43,7 @@ class Keeper:
         self.began = time.monotonic()
         self.ready = False
         self.frozen = False
+        self._gathers = False  # its kernel's way of gathering keys is known
         self.service: int | None = None
         self.status: int | None = None
         self.fault = ""
@@ -60,6 +63,7 @@ class Keeper:
             mine.setblocking(False)
         self._given = [console_far, line_far]
         self.clients = Clients(self)
+        self.disks = Disks(self.mconsole)
 
     def say(self, **what: object) -> None:
         """Tell whoever started the guest, while anybody listens."""
@@ -100,6 +104,9 @@ class Keeper:
         if self.machine is not None:
             self.machine.kill()
         self.helpers.end()
+        if self.machine is not None and self.machine.lacked_memory and not self.fault:
+            self.fault = f"its process went over the memory limit of the jail around it, {self.orders['limit']}"
+            self.log.write(f"stockade: {self.fault}: the host killed it\n".encode())
         self.log.close()
         if self.record is not None:
             self.record.close()
@@ -110,6 +117,8 @@ class Keeper:
         self.say(**last)
 
     def _cause(self) -> str:
+        if self.machine is not None and self.machine.lacked_memory:
+            return "memory"
         if self.fault:
             return "fault"
         code = None if self.machine is None else self.machine.code
@@ -139,7 +148,7 @@ class Keeper:
         if first:
             self.say(console=time.monotonic() - self.began)
             if not self.orders["line"]:
-                self._is_ready()
+                self._connect()
         self.clients.console(data)
 
     def type(self, data: bytes) -> None:
@@ -186,28 +195,36 @@ class Keeper:
                 self.fault = "the guest sent what is no frame on its serial line"
                 self.say(failed=self.fault)
                 self.selector.unregister(self.line)
+                self._end_record("the record of the guest has ended with its line: it is frozen")
 
     def _take_line(self, data: bytes) -> None:
         for kind, session, payload in self._reader.feed(data):
             if kind == frames.READY:
-                self._is_ready()
+                self._connect()
             elif kind == frames.RECORD:
                 self._take_record(session, payload)
+            elif kind == frames.GATHERS:
+                self._tell_keys_at_once(payload)
             elif kind == frames.TAKEN:
                 self._room = min(frames.LINE_MOST, self._room + frames.number(payload))
                 self._flush()
-            elif kind == frames.STARTED:
-                self.service = frames.number(payload)
-                self.say(service=self.service)
-            elif kind == frames.ENDED:
-                self.status = frames.number(payload)
-                self.service = None
-                self.say(status=self.status)
-            elif kind == frames.FAULT:
-                self.fault = payload.decode("utf-8", "replace")
-                self.say(failed=self.fault)
+            elif kind in (frames.STARTED, frames.ENDED, frames.FAULT):
+                self._take_news(kind, payload)
             else:
                 self.clients.frame(kind, session, payload)
+
+    def _take_news(self, kind: int, payload: bytes) -> None:
+        """Pass on what is said once in a guest's life: whoever started it may not read, the guest say it forever."""
+        if kind == frames.STARTED and self.service is None and self.status is None:
+            self.service = frames.number(payload)
+            self.say(service=self.service)
+        elif kind == frames.ENDED and self.status is None:
+            self.status = frames.number(payload)
+            self.service = None
+            self.say(status=self.status)
+        elif kind == frames.FAULT and not self.fault:
+            self.fault = payload.decode("utf-8", "replace")
+            self.say(failed=self.fault)
 
     def _take_record(self, session: int, payload: bytes) -> None:
         """Keep what the guest's kernel tells. A guest whose doings cannot be kept does nothing more."""
@@ -218,12 +235,28 @@ class Keeper:
             whole = not self.record.full
         except OSError:
             whole = False
-        if not whole and not self.frozen:
-            self.say(note="the record of the guest is full: it is frozen")
-            self.freeze()
+        if not whole:
+            self._end_record("the record of the guest is full: it is frozen")
 
-    def _is_ready(self) -> None:
-        self._connect()
+    def _end_record(self, why: str) -> None:
+        """A guest whose doings cannot be kept any more does nothing more."""
+        if self.record is None or self.frozen:
+            return
+        self.say(note=why)
+        try:
+            self.freeze()
+        except Exception:
+            self.kill()
+
+    def _tell_keys_at_once(self, payload: bytes) -> None:
+        """Have the guest's kernel tell each key when it is read; before anything runs in the guest."""
+        if self.record is None or self.machine is None or self.ready or self._gathers:
+            return
+        self._gathers = True
+        try:
+            keys.tell_at_once(self.machine.processes(), payload)
+        except (OSError, ValueError) as error:
+            self.record.note(f"keys are recorded late: {error}")
 
     def _connect(self) -> None:
         """What the network still needs once UML has opened its side of it; then the guest is ready."""
@@ -249,6 +282,11 @@ class Keeper:
         if self._mconsole is None:
             self._mconsole = Console("run/uml/mconsole", f"run/client{os.getpid()}")
         return self._mconsole.request(command)
+
+    def detach(self, disk: str, wait_s: float = _BUSY_S) -> None:
+        """Take a disk away, once nobody in the guest has it open: that is tried again, less and less often."""
+        if not self.disks.detach(disk):
+            self._timers.append((time.monotonic() + wait_s, f"detach {disk} {min(2 * wait_s, _BUSY_MOST_S)}"))
 
     def freeze(self) -> None:
         """Stop every processor of the guest where it is."""
@@ -286,6 +324,9 @@ class Keeper:
             self.kill()
         elif what == "connect":
             self._connect()
+        elif what.startswith("detach "):
+            _, disk, wait_s = what.split()
+            self.detach(disk, float(wait_s))
 
 
 def main() -> None:

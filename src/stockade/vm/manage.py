@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +18,16 @@ from stockade.kernel.libc import syscall
 from stockade.records.guest import GuestState
 from stockade.records.image import Image
 
-from . import control, cow, images, snapshots, sparse, store
+from . import control, cow, images, snapshots, sparse, store, whole
 
 __all__ = ["check_walls", "flatten", "held_memory", "link", "state"]
 
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_VM = 1
+_LEAST_ROOM = 1 << 16
+_NO_ROOM = (
+    "the host's disk is full: the guest's file system goes read-only when it writes; make room, then start it again"
+)
 _WALLS = (("vm",), ("jail", "vm"), ("jail", "vm", "jail"), ("vm", "jail"))
 
 
@@ -53,7 +56,14 @@ def state(name: str) -> GuestState:
         snapshots=len(snapshots.names(name)),
         publish=tuple(f"{port.address}:{port.port}:{port.target}/{port.protocol}" for port in guest.publish),
         status=known.get("status") if known else last.get("status"),
+        cause=last.get("cause", ""), fault=last.get("fault", "") or (_NO_ROOM if known and _is_full(name) else ""),
     )  # fmt: skip
+
+
+def _is_full(name: str) -> bool:
+    """Whether UML, an ordinary user, can add nothing to the guest's disk."""
+    room = os.statvfs(store.disk(name))
+    return room.f_bavail * room.f_frsize < _LEAST_ROOM
 
 
 def held_memory(processes: Sequence[int]) -> int:
@@ -94,8 +104,8 @@ def flatten(name: str, image_name: str) -> Image:
     """Make an image of the guest's disk as it is now; a running guest stands still while it is copied."""
     guest = store.load(name)
     base = images.load(guest.image)
-    with tempfile.TemporaryDirectory(prefix=".flatten-", dir=places.guest(name)) as scratch:
-        copy = Path(scratch) / "disk.cow"
+    with whole.scratch(places.guest(name), "flatten") as scratch:
+        copy = scratch / "disk.cow"
         with snapshots.held(guest):
             store.copy_disk(store.disk(name), copy, os.geteuid(), os.getegid())
 

@@ -39,6 +39,7 @@ _RESOLVER = "192.0.0.8"
 #: Link-local, and the fixed addresses of metadata services outside of it.
 _REFUSED = ("169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32")
 _BACKLOG = 4096
+_FIRST_INNER = 20000
 _PASTA = (
     "pasta", "--quiet", "--config-net", "--no-map-gw", "-4", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
     "--dns-forward", _RESOLVER, "--netns", "{net}",
@@ -77,7 +78,8 @@ def plan(guest: Guest, links: Wires) -> Plan:
     for program, package in _needed(egress):
         if shutil.which(program) is None:
             raise HostError(f"a guest's network needs `{program}`", hint=f"`apt-get install {package}`")
-    late: list[dict[str, Any]] = [{"await": _API}, *_forwards(guest)]
+    inner = _inner_ports(guest)
+    late: list[dict[str, Any]] = [{"await": _API}, *_forwards(inner)]
     listeners: list[int] = []
     try:
         for published in guest.publish:
@@ -87,7 +89,10 @@ def plan(guest: Guest, links: Wires) -> Plan:
             os.close(number)
         raise
     if listeners:
-        gates = [f"{number}:{published.port}" for number, published in zip(listeners, guest.publish, strict=True)]
+        gates = [
+            f"{number}:{inner[published.protocol, published.target]}"
+            for number, published in zip(listeners, guest.publish, strict=True)
+        ]
         forward = [warden_path(), "forward", "{pid}", str(guest.uid), str(guest.gid), *gates]
         late.append({"run": forward, "pass": listeners})
     return Plan(
@@ -111,8 +116,10 @@ def _slirp(guest: Guest, *, egress: bool) -> list[dict[str, Any]]:
     if egress:
         refused = "".join(f"ip route add unreachable {target} && " for target in (*_REFUSED, *_own_addresses()))
         script = f"until ip -4 route show default | grep -q .; do sleep 0.01; done; {refused}{script}"
+    # Without --disable-host-loopback, which refuses the answers to datagrams too: the loopback that the guest reaches
+    # by its gateway is that of this namespace, where nothing listens but what leads back to the guest.
     slirp = [
-        "slirp4netns", "--target-type=bess", f"--mtu={_MTU}", "--disable-host-loopback", "--disable-dns",
+        "slirp4netns", "--target-type=bess", f"--mtu={_MTU}", "--disable-dns",
         "--enable-seccomp", f"--api-socket={_API}", _SOCKET,
     ]  # fmt: skip
     ids = ["setpriv", f"--reuid={guest.uid}", f"--regid={guest.gid}", "--clear-groups"] if os.geteuid() == 0 else []
@@ -125,15 +132,26 @@ def _slirp(guest: Guest, *, egress: bool) -> list[dict[str, Any]]:
     return [*steps, {"await": _SOCKET}]
 
 
-def _forwards(guest: Guest) -> list[dict[str, Any]]:
-    """Requests to slirp4netns: a port in its namespace leads to each published one of the guest."""
+def _inner_ports(guest: Guest) -> dict[tuple[str, int], int]:
+    """The port in slirp4netns's namespace that leads to each port of the guest, by protocol and number.
+
+    One for each: of two that lead to one UDP port slirp4netns sends all answers through the same.
+    """
+    found: dict[tuple[str, int], int] = {}
+    for published in guest.publish:
+        found.setdefault((published.protocol, published.target), _FIRST_INNER + len(found))
+    return found
+
+
+def _forwards(inner: dict[tuple[str, int], int]) -> list[dict[str, Any]]:
+    """Requests to slirp4netns: ports in its namespace lead to those of the guest."""
     return [
         {"request": {
             "execute": "add_hostfwd",
-            "arguments": {"proto": published.protocol, "host_addr": "127.0.0.1", "host_port": published.port,
-                          "guest_addr": ADDRESS, "guest_port": published.target},
+            "arguments": {"proto": protocol, "host_addr": "127.0.0.1", "host_port": port,
+                          "guest_addr": ADDRESS, "guest_port": target},
         }, "api": _API}
-        for published in guest.publish
+        for (protocol, target), port in inner.items()
     ]  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from stockade import places
 from stockade.errors import NotFoundError, StateError
 from stockade.records.guest import Guest, Snapshot
 
-from . import archive, control, cow, images, sparse, store
+from . import archive, control, cow, images, sparse, store, whole
 
 __all__ = [
     "checked",
@@ -45,7 +44,7 @@ def directory(guest: str, name: str = "") -> Path:
 def names(guest: str) -> list[str]:
     """Names of the guest's snapshots, the oldest first."""
     store.load(guest)
-    found = [load(guest, path.parent.name) for path in directory(guest).glob("*/snapshot.json")]
+    found = [load(guest, name) for name in whole.named(directory(guest), "snapshot.json")]
     return [snapshot.name for snapshot in sorted(found, key=lambda snapshot: (snapshot.created, snapshot.name))]
 
 
@@ -143,6 +142,7 @@ def restore(guest: str, name: str) -> Guest:
     snapshot = load(guest, name)
     disk = checked(guest, snapshot)
     with store.locked(guest, running=f"`stockade guest stop {guest}` first, or use `--stop`"):
+        store.renew_base(record)
         store.replace_disk(store.machine(guest), disk, record.uid, record.gid)
     return record
 
@@ -192,8 +192,7 @@ def import_(source: Path, guest: str, *, name: str = "") -> Snapshot:
     """
     store.check_name(guest)
     places.guests().mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".import-", dir=places.guests()))
-    try:
+    with whole.scratch(places.guests(), "import") as scratch:
         if set(archive.unpack(source, scratch, _EXPORTED)) != set(_EXPORTED):
             raise StateError(f"`{source}` is no exported snapshot", hint="`stockade snapshot export` writes them")
         snapshot = store.read_record(scratch / "snapshot.json", Snapshot, f"snapshot in `{source}`")
@@ -215,6 +214,4 @@ def import_(source: Path, guest: str, *, name: str = "") -> Snapshot:
         snapshot = msgspec.structs.replace(snapshot, name=wanted, guest=guest)
         store.write_record(scratch / "snapshot.json", snapshot)
         os.rename(scratch, directory(guest, wanted))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return snapshot

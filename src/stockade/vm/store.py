@@ -19,11 +19,15 @@ from stockade.errors import NotFoundError, StateError, UsageError
 from stockade.records.guest import Guest
 from stockade.records.image import Image
 
-from . import cow, ids, images
+from . import cow, ids, images, whole
 
-__all__ = ["create", "disk", "load", "locked", "machine", "names", "new_disk", "remove", "save", "sweep"]
+__all__ = [
+    "create", "disk", "empty_disk", "load", "locked", "machine", "names", "new_disk", "remove", "renew_base", "save",
+    "sweep",
+]  # fmt: skip
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+_FRESH_DISK, _FRESH_BASE = ".disk.new", ".base.new"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 
@@ -48,7 +52,7 @@ def disk(name: str) -> Path:
 
 def names() -> list[str]:
     """Names of all guests, sorted."""
-    return sorted(path.parent.name for path in places.guests().glob("*/guest.json"))
+    return whole.named(places.guests(), "guest.json")
 
 
 def load(name: str) -> Guest:
@@ -98,6 +102,9 @@ def locked(name: str, *, running: str = "") -> Iterator[int]:
                 f"guest `{name}` is running, and its disk has one writer",
                 hint=running or f"`stockade guest stop {name}` ends it; `stockade guest clone {name}` makes another",
             ) from None
+        # What a killed `replace_disk` had not finished: with the lock, nobody is at it.
+        for name in (_FRESH_DISK, _FRESH_BASE):
+            (directory / "machine" / name).unlink(missing_ok=True)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -158,8 +165,38 @@ def create(name: str, image: Image, *, disk_from: Path | None = None, parent: st
 def replace_disk(directory: Path, source: Path, uid: int, gid: int) -> None:
     """Make a machine's disk a copy of the copy-on-write file `source`; the old one stays until the new one is whole."""
     cow.check(source, directory / "base")
-    fresh = directory / ".disk.new"
+    fresh = directory / _FRESH_DISK
     copy_disk(source, fresh, uid, gid)
+    fresh.replace(directory / "disk.cow")
+
+
+def renew_base(guest: Guest) -> None:
+    """Make the machine's base its image's file again: whoever took UML over may have put another one in its place.
+
+    It stays as it is when the image is no longer in the store.
+    """
+    base = machine(guest.name) / "base"
+    try:
+        image = images.load(guest.image)
+    except NotFoundError:
+        return
+    kept = images.file(image.name).stat()
+    found = base.lstat() if os.path.lexists(base) else None
+    if image.sha256 != guest.image_sha256 or (found and os.path.samestat(found, kept)):
+        return
+    fresh = base.with_name(_FRESH_BASE)
+    fresh.unlink(missing_ok=True)
+    images.link(image, fresh)
+    fresh.replace(base)
+
+
+def empty_disk(directory: Path, uid: int, gid: int) -> None:
+    """Make a machine's disk an empty copy-on-write file; the old one stays until the new one is whole."""
+    fresh = directory / _FRESH_DISK
+    fresh.unlink(missing_ok=True)
+    cow.create(fresh, backing="base", base=directory / "base")
+    if os.geteuid() == 0:
+        os.chown(fresh, uid, gid)
     fresh.replace(directory / "disk.cow")
 
 
@@ -170,7 +207,7 @@ def copy_disk(source: Path, target: Path, uid: int, gid: int) -> None:
     target.unlink(missing_ok=True)
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with open(source, "rb", buffering=0) as file:
+        with cow.opened(source) as file:
             sparse.copy(file.fileno(), descriptor)
         if os.geteuid() == 0:
             os.fchown(descriptor, uid, gid)

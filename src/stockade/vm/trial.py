@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from stockade import places
-from stockade.errors import StateError
+from stockade.errors import NotFoundError, StateError
 from stockade.records.guest import Guest, TrialReport, TrialStep
 from stockade.records.image import Image
 from stockade.records.publish import Published
@@ -26,6 +26,7 @@ from .start import start, stop
 
 __all__ = ["trial"]
 
+_MARK = "-trial-"
 _TAIL = 4000
 _SETTLE_S = 30.0
 
@@ -46,7 +47,8 @@ def trial(
     image = images.load(record.image)
     if not image.start.has_line:
         raise StateError(f"no command can be run in guest `{guest}`: its image has a PID 1 of its own")
-    name = f"{guest[:40]}-trial-{os.getpid()}"
+    _remove_left()
+    name = f"{guest[:40]}{_MARK}{os.getpid()}"
     ports = tuple(
         Published(address="127.0.0.1", port=_free_port(), target=published.target) for published in record.publish
     )
@@ -63,6 +65,15 @@ def trial(
             control.request(name, "kill")
         _remove(name)
     return report
+
+
+def _remove_left() -> None:
+    """Remove the clones of trials that were killed; each has ended with its trial."""
+    for name in store.names():
+        _, mark, pid = name.rpartition(_MARK)
+        if mark and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            with suppress(StateError, NotFoundError):
+                store.remove(name)
 
 
 def _free_port() -> int:
@@ -93,19 +104,22 @@ def _carry_out(
         before = Path(scratch) / "before.cow"
         store.copy_disk(store.disk(name), before, os.geteuid(), os.getegid())
         say("starting a clone")
-        start(store.load(name), image).close()
-        steps = []
-        for command in commands:
-            say(f"running `{shlex.join(command)}`")
-            steps.append(_run(name, command, timeout_s))
-            if steps[-1].status:
-                break
-        tried = []
-        if all(step.status == 0 for step in steps):
-            variables = {f"PORT_{published.target}": str(published.port) for published in ports}
-            tried += [_exercise(text, variables, say) for text in exercises]
-            tried += [_run(name, command, _SETTLE_S) for command in inside]
-        stop(name)
+        started = start(store.load(name), image, leash=True)
+        try:
+            steps = []
+            for command in commands:
+                say(f"running `{shlex.join(command)}`")
+                steps.append(_run(name, command, timeout_s))
+                if steps[-1].status:
+                    break
+            tried = []
+            if all(step.status == 0 for step in steps):
+                variables = {f"PORT_{published.target}": str(published.port) for published in ports}
+                tried += [_exercise(text, variables, say) for text in exercises]
+                tried += [_run(name, command, _SETTLE_S) for command in inside]
+            stop(name)
+        finally:
+            started.close()
         say("comparing the disks")
         base = images.file(image.name)
         with changes.merged(before, base, Path(scratch)) as old, \
