@@ -2,11 +2,14 @@
 
     PYTHONPATH=src python3 benchmarks/build.py [--runs N] [--json]
 
-Needs root, jailkit, OpenSSH, nginx and curl. Both tools make the jail anew each time, with the same programs: Stockade
-by `stockade build sshd --no-observe --no-verify` (files digested, the result on disk at its end; the jail's keys are
-there from an earlier build, as jailkit makes none), jailkit by `jk_init` for what its own configuration has a section
-for, and `jk_cp` for the programs. The jails of jailkit then get the recipe's configuration and must serve, in a chroot
-and a network of their own, before their size counts.
+Needs root, jailkit, OpenSSH, nginx and curl. The `stockade` that is timed is the command of a fresh virtual environment
+of Debian's own Python, made as the README says (`pip install .`); `--command` names another. Both tools make the jail
+anew each time, with the same programs: Stockade by `stockade build sshd --no-observe --no-verify` (files digested, the
+result on disk at its end; the jail's keys are there from an earlier build, as jailkit makes none), jailkit by `jk_init`
+for what its own configuration has a section for, and `jk_cp` for the programs. What was made is put aside and removed
+at the end: ext4 passes over inodes that were freed within the last seconds, one by one, which would be measured too.
+The jails of jailkit then get the recipe's configuration and must serve, in a chroot and a network of their own, before
+their size counts.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ PLACE = "/var/lib"
 #: Sections of jailkit's own configuration: what looks up names of users and hosts.
 SECTIONS = ("uidbasics", "netbasics")
 CONFIGURATION = "/etc/jailkit/jk_init.ini"
+#: The `stockade` that is timed.
+COMMAND = "stockade"
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,23 @@ exit 1
 """
 
 
+def installed(directory: Path) -> str:
+    """The command `stockade` of a virtual environment in `directory` that this source is installed in."""
+    for command in (
+        [measure.SYSTEM_PYTHON, "-m", "venv", str(directory)],
+        [str(directory / "bin/pip"), "install", "--quiet", str(measure.SOURCE.parent)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode != 0:
+            sys.exit(f"error: `{' '.join(command)}`: {done.stderr}; `--command` names an installed `stockade`")
+    return str(directory / "bin/stockade")
+
+
 def stockade(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, from this source."""
-    environment = dict(os.environ) | {"PYTHONPATH": str(measure.SOURCE)}
+    """Run the installed command."""
     done = subprocess.run(
-        [sys.executable, "-m", "stockade", *arguments],
-        env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [COMMAND, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=300
+    )
     if done.returncode != 0:
         sys.exit(f"error: `stockade {' '.join(arguments)}`: {done.stderr}")
     return done
@@ -163,14 +178,18 @@ def extent(root: Path) -> tuple[int, float]:
 
 def timed(report: measure.Report, spec: Spec, directory: Path, runs: int) -> None:
     """Building without observing, beside jk_init."""
-    work = directory / "timed"
+    work, aside = directory / "timed", directory / "aside"
+    aside.mkdir()
+
+    def put_aside(made: Path) -> None:
+        made.rename(aside / str(time.monotonic_ns()))
 
     stockade("build", "sshd", "--no-observe", "--no-verify")
     jail, keys = places.jail("sshd"), directory / "keys"
     shutil.copytree(jail / "secrets", keys)
 
     def ours() -> float:
-        shutil.rmtree(jail)
+        put_aside(jail)
         shutil.copytree(keys, jail / "secrets")
         jail.chmod(0o700)
         begun = time.perf_counter()
@@ -182,7 +201,7 @@ def timed(report: measure.Report, spec: Spec, directory: Path, runs: int) -> Non
         begun = time.perf_counter()
         jailkit(SSHD, spec, work)
         seconds = time.perf_counter() - begun
-        shutil.rmtree(work)
+        put_aside(work)
         return seconds
 
     ways: dict[str, Callable[[], float | None]] = {"stockade build": ours, "jailkit": theirs}
@@ -225,12 +244,16 @@ def sizes(report: measure.Report, directory: Path) -> None:
 
 
 def main() -> int:
-    options = measure.arguments(__doc__, runs=5).parse_args()
+    global COMMAND
+    parser = measure.arguments(__doc__, runs=5)
+    parser.add_argument("--command", help="an installed `stockade`")
+    options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("error: run it as root: jk_init is root's")
     report = measure.Report("building jails")
     with measure.home(PLACE) as directory:
         directory.chmod(0o755)
+        COMMAND = options.command or installed(directory / "environment")
         timed(report, specfile.load(specfile.find("sshd")), directory, options.runs)
         whole(report, max(1, options.runs // 2))
         sizes(report, directory)

@@ -13,14 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "src" / "stockade"
 
 LEAVES = {"errors"}
-ANYONE = {"errors", "places", "records", "kernel"}
+ANYONE = {"errors", "places", "spread", "records", "kernel"}
 MAY_IMPORT = {
     "errors": set(),
     "places": LEAVES,
+    "spread": set(),
     "records": LEAVES,
     "kernel": LEAVES | {"records"},
     "specfile": ANYONE,
-    "doctor": ANYONE,
+    "doctor": ANYONE | {"vm"},  # it names the kernels that guests would use
     "resolve": ANYONE,
     "observe": ANYONE,
     "policy": ANYONE,
@@ -34,7 +35,8 @@ MAY_IMPORT = {
 """What each part may import of the others."""
 
 COMPOSING = {
-    "__init__", "__main__", "workflow", "trial", "why", "narrowing", "contained", "api", "machines", "lifecycle", "cli",
+    "__init__", "__main__", "workflow", "trial", "why", "narrowing", "contained", "api", "machines", "machineproof",
+    "lifecycle", "cli",
 }  # fmt: skip
 """What may import everything."""
 
@@ -122,3 +124,21 @@ def test_way_to_the_launcher_loads_no_library() -> None:
         "inspect",
     }
     assert not heavy & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("stockade.workflow", "observe trial narrowing why policy"),
+        ("stockade.specfile", "build contain resolve"),
+        ("stockade.cli.building", "workflow build contain observe resolve"),
+    ],
+)
+def test_a_build_that_neither_observes_nor_tries_loads_no_more_than_it_needs(module: str, unused: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module};print(*sys.modules)"],
+        env={"PYTHONPATH": str(ROOT.parent)}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert not {f"stockade.{name}" for name in unused.split()} & loaded
+    assert not {"subprocess", "tempfile", "shutil", "difflib", "json", "importlib.resources"} & loaded

@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import contain, narrowing, observe, places, resolve
+from . import contain, places, resolve
 from .build import accounts, from_lock, require_ids
 from .build import build as build_rootfs
 from .build.generations import Store
@@ -23,19 +23,21 @@ from .contain.compile import PATH
 from .contain.identity import Account
 from .errors import HostError, ServiceError
 from .kernel import userns
-from .observe.service import must_stay
+from .records.buildreport import BuildReport, ExerciseLine, NewSecret, Round
 from .records.closure import Closure, Gap
-from .records.exercise import ExerciseResult
 from .records.generation import EXERCISES, PROPOSAL, Generation
 from .records.lock import Lock
 from .records.proposal import Proposal
-from .records.report import BuildReport, ExerciseLine, NewSecret, Round
-from .records.spec import Spec
+from .records.spec import Spec, must_stay
 from .records.text import portable
-from .records.trace import Trace
 from .resolve.capabilities import CANDIDATES, candidates
 from .resolve.rules import rules
-from .trial import Trial, try_inside
+
+if TYPE_CHECKING:
+    from .narrowing import Wanted
+    from .records.exercise import ExerciseResult
+    from .records.trace import Trace
+    from .trial import Trial
 
 __all__ = ["build", "build_from_lock"]
 
@@ -55,9 +57,8 @@ class _Refused(Exception):
     """The service failed inside with the capabilities that the trace suggests, and nothing is missing."""
 
 
-@dataclass
-class _Work:
-    """One build: what is known so far."""
+class _Work(msgspec.Struct):
+    """One build: what is known so far. `status` is that with which a command that ends did so outside."""
 
     spec: Spec
     store: Store
@@ -65,13 +66,13 @@ class _Work:
     shown_secrets: frozenset[str]
     materials: Mapping[str, Material]
     package_of: Callable[[str], tuple[str, str] | None]
-    stages: dict[str, float] = field(default_factory=dict)
-    rounds: list[Round] = field(default_factory=list)
-    gaps: list[Gap] = field(default_factory=list)
+    stages: dict[str, float]
+    rounds: list[Round] = []
+    gaps: list[Gap] = []
     capabilities: tuple[str, ...] = ()
     results: tuple[ExerciseResult, ...] = ()
     ends: bool = False
-    wanted: narrowing.Wanted = field(default_factory=narrowing.Wanted)
+    status: int | None = None
     proposal: Proposal | None = None
 
     @property
@@ -91,9 +92,7 @@ class _Work:
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - start - inner
 
 
-def build(
-    spec: Spec, *, observe: bool = True, verify: bool = True, progress: Progress | None = None
-) -> BuildReport:
+def build(spec: Spec, *, observe: bool = True, verify: bool = True, progress: Progress | None = None) -> BuildReport:
     """Observe the service of `spec`, resolve and build what it needs, verify it inside, make it current.
 
     Without `observe` only what the spec names and what that is linked with goes in; without `verify` the result
@@ -147,7 +146,7 @@ def _begin(spec: Spec, progress: Progress | None) -> _Work:
     store = Store(spec.name)
     _require_executable(store.directory)
     sweep()
-    contain.running()  # it sweeps what killed trials left at run time
+    contain.alive()  # it sweeps what killed trials left at run time
     shown = _shown_secrets(store)
     materials = ensure(spec, store.secrets)
     packages = resolve.PackageIndex.load(cache=places.state() / "packages")
@@ -173,6 +172,8 @@ def _shown_secrets(store: Store) -> frozenset[str]:
 
 def _observed(work: _Work) -> Trace:
     """The trace of a run outside, in a view of the host."""
+    from . import observe
+
     spec = work.spec
     resolve.require_command(spec)
     host = accounts.read()
@@ -193,7 +194,7 @@ def _observed(work: _Work) -> Trace:
             progress=work.progress,
         )
     work.ends = seen.status is not None and not spec.service.forks
-    work.wanted = narrowing.Wanted(seen.status if work.ends else None)
+    work.status = seen.status if work.ends else None
     return seen.trace
 
 
@@ -246,54 +247,66 @@ def _attempt(work: _Work, closure: Closure, trace: Trace | None, *, verify: bool
         )  # fmt: skip
 
 
-def _finish(
-    work: _Work, path: Path, lock: Lock, closure: Closure | None, trace: Trace | None, *, verify: bool
-) -> None:
+def _finish(work: _Work, path: Path, lock: Lock, closure: Closure | None, trace: Trace | None, *, verify: bool) -> None:
     """Try the generation in `path`, then give it its launch plan."""
     if verify:
-        with work.stage("verify", f"trying it inside, round {len(work.rounds) + 1}"):
-            trial = _trial(work, path, lock)
-        if trace is not None and closure is not None:
-            gaps = resolve.gaps(trace, trial.trace, closure)
-            if gaps and len(work.rounds) < MOST_ROUNDS:
-                raise _Missing(gaps)
-            work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
-        if not work.wanted(trial):
-            if work.searches and lock.capabilities != CANDIDATES:
-                raise _Refused
-            with _ordinary_hint(work.store, outside=False):
-                raise _failure(work, path, lock, trial, trace)
-        work.results = trial.exercises
-        passed = [result.name for result in trial.exercises]
-        (path / EXERCISES).write_bytes(msgspec.json.encode(passed))
-        lock = _narrow(work, path, lock, trial, trace)
+        lock = _verified(work, path, lock, closure, trace)
     contain.install(work.spec, lock, generation=path)
 
 
+def _verified(work: _Work, path: Path, lock: Lock, closure: Closure | None, trace: Trace | None) -> Lock:
+    """The lock with the least capabilities, after a trial that showed no gap and in which everything passed."""
+    from . import narrowing
+
+    with work.stage("verify", f"trying it inside, round {len(work.rounds) + 1}"):
+        trial = _trial(work, path, lock)
+    if trace is not None and closure is not None:
+        gaps = resolve.gaps(trace, trial.trace, closure)
+        if gaps and len(work.rounds) < MOST_ROUNDS:
+            raise _Missing(gaps)
+        work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
+    wanted = narrowing.Wanted(work.status)
+    if not wanted(trial):
+        if work.searches and lock.capabilities != CANDIDATES:
+            raise _Refused
+        with _ordinary_hint(work.store, outside=False):
+            raise _failure(work, path, lock, trial, trace, wanted)
+    work.results = trial.exercises
+    passed = [result.name for result in trial.exercises]
+    (path / EXERCISES).write_bytes(msgspec.json.encode(passed))
+    return _narrow(work, path, lock, trial, trace, wanted)
+
+
 def _trial(work: _Work, path: Path, lock: Lock, spec: Spec | None = None) -> Trial:
+    from .trial import try_inside
+
     return try_inside(
         spec or work.spec, lock, path, store=work.store, client_seeds=client_seeds(work.spec, work.materials),
         substitutions=substitutions(work.spec, work.materials), progress=work.progress,
     )  # fmt: skip
 
 
-def _failure(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None) -> ServiceError:
+def _failure(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None, wanted: Wanted) -> ServiceError:
     """What failed in `trial`, with what the walls refused and the lines that allow it."""
+    from . import narrowing
+
     with work.stage("why", "finding out what was refused"):
         diagnosis = narrowing.reasons(
             trial, work.spec, lock, path / "rootfs", run=lambda spec, given: _trial(work, path, given, spec),
-            good=work.wanted, outside=trace, searched=CANDIDATES if work.searches else (), progress=work.progress,
+            good=wanted, outside=trace, searched=CANDIDATES if work.searches else (), progress=work.progress,
         )  # fmt: skip
-    return narrowing.failure(trial, work.wanted, diagnosis, observed=trace is not None)
+    return narrowing.failure(trial, wanted, diagnosis, observed=trace is not None)
 
 
-def _narrow(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None) -> Lock:
+def _narrow(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | None, wanted: Wanted) -> Lock:
     """The lock with the least capabilities, kept in the generation with the policy that is enough."""
+    from . import narrowing
+
     missed: Mapping[str, tuple[str, ...]] = {}
     if work.searches:
         with work.stage("capabilities", "finding the capabilities that it can do without"):
             found = narrowing.least(
-                work.spec, lock, trial, run=lambda spec, given: _trial(work, path, given, spec), good=work.wanted,
+                work.spec, lock, trial, run=lambda spec, given: _trial(work, path, given, spec), good=wanted,
                 progress=work.progress,
             )  # fmt: skip
         lock, trial, missed = found.lock, found.trial, found.missed

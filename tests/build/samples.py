@@ -11,9 +11,11 @@ from stockade.records.closure import Closure, Entry, Evidence
 from stockade.records.spec import Service, Spec
 
 
-def spec(name: str = "sample", command: str = "/bin/true", user: str = "root", **fields: object) -> Spec:
+def spec(
+    name: str = "sample", command: str = "/bin/true", user: str = "root", groups: tuple[str, ...] = (), **fields: object
+) -> Spec:
     """A spec with what a test is about."""
-    return Spec(name=name, service=Service(command=(command,), user=user), **fields)  # type: ignore[arg-type]
+    return Spec(name=name, service=Service(command=(command,), user=user, groups=groups), **fields)  # type: ignore[arg-type]
 
 
 def no_package(_path: str) -> None:

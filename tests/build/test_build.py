@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import msgspec
@@ -204,6 +205,26 @@ def test_the_loaders_cache_knows_the_libraries_of_the_jail(programs: Closure) ->
     assert named <= there
 
 
+def test_one_processor_and_many_make_the_same_root(programs: Closure, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = []
+    for processors in (1, 8):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, count=processors: set(range(count)))
+        generations.append(made(programs))
+        assert verify(generations[-1].rootfs, generations[-1].lock) == ()
+    assert lock_bytes(generations[0]) == lock_bytes(generations[1])
+
+
+def test_a_file_that_cannot_be_copied_ends_the_work_of_all_processors(
+    programs: Closure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    gone = msgspec.structs.replace(programs.entries[-1], path="/gone", source=str(tmp_path / "gone"), type="file")
+    with pytest.raises(BuildError, match="cannot copy .*/gone to /gone.*No such file"):
+        made(msgspec.structs.replace(programs, entries=(*programs.entries, gone)))
+    assert threading.active_count() == 1
+    assert os.listdir(Store("sample").directory / "generations") == []
+
+
 def test_a_library_in_a_directory_of_its_own_is_found_through_the_cache(tmp_path: Path) -> None:
     (tmp_path / "f.c").write_text("int f(void) { return 42; }\n")
     (tmp_path / "main.c").write_text("int f(void); int main(void) { return f(); }\n")
@@ -275,7 +296,7 @@ def test_the_generation_keeps_spec_trace_and_what_finish_adds(programs: Closure)
         (path / "plan").write_bytes(b"compiled")
 
     generation = made(programs, spec(description="d"), trace_json=b"{}", finish=finish)
-    assert seen == [{"rootfs", "lock.json", "spec.json", "trace.json"}]
+    assert seen == [{"rootfs", "lock.json", "spec.json", "trace.json", "in-use"}]
     assert (generation.path / "plan").read_bytes() == b"compiled"
     assert (generation.path / "trace.json").read_bytes() == b"{}"
     kept = msgspec.json.decode((generation.path / "spec.json").read_bytes(), type=Spec)

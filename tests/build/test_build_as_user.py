@@ -53,3 +53,18 @@ def test_a_service_that_is_root_needs_a_range(user_without_range: buildbench.Use
         "the service runs as root, and the jail has only one id: that of the caller, who must not be root inside"
     )
     assert "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 walluser" in report["hint"]
+
+
+def test_further_groups_of_a_service_need_a_range(
+    user_without_range: buildbench.User, user: buildbench.User
+) -> None:
+    report = session(user_without_range, SERVICE_USER="bob", SERVICE_GROUPS="mail")
+    assert report["kind"] == "HostError"
+    assert report["error"] == (
+        "the service has further groups in `service.groups`, and the jail has only one group id, the caller's"
+    )
+    assert report["hint"] == (
+        "as root: `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 walluser` "
+        "(any 65536 ids that nobody else has); or leave `service.groups` out"
+    )
+    assert "error" not in session(user, SERVICE_USER="bob", SERVICE_GROUPS="mail")

@@ -90,6 +90,7 @@ def sound() -> None:
     assert verify(current.rootfs, current.lock) == ()
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_leaves_the_jail_usable(closure: Closure) -> None:
     longest_s = duration_s(closure)
     chance = random.Random(1)

@@ -34,6 +34,7 @@ def sample() -> tuple[Closure, Spec]:
         entries.append(Entry(path="/data", type="file", source=source, mode=0o600, uid=uid, gid=gid, evidence=evidence))
     wanted = spec(
         user=os.environ.get("SERVICE_USER", "root"),
+        groups=tuple(os.environ.get("SERVICE_GROUPS", "").split()),
         accounts=(Account(name="bob", uid=2000, home="/home/bob"),),
         directories={"/srv": Directory(kind="volume", owner="bob", mode="0700")},
         secrets={"k": Secret(kind="ssh-key", path="/etc/k", owner="bob")},

@@ -215,10 +215,17 @@ def _host_facts(spec: Spec, identity: Identity, store: Store) -> HostFacts:
 
 def require_ids(identity: Identity, store: Store) -> None:
     """HostError, with the cure, where a service with `identity` needs more ids than the jail `store` has."""
-    if isinstance(store.ids, userns.Single) and identity.uid == 0:
+    if not isinstance(store.ids, userns.Single):
+        return
+    if identity.uid == 0:
         raise HostError(
             "the service runs as root, and the jail has only one id: that of the caller, who must not be root inside",
             hint=f"{userns.range_cure()}; or name another `service.user`",
+        )
+    if set(identity.groups) - {identity.gid}:
+        raise HostError(
+            "the service has further groups in `service.groups`, and the jail has only one group id, the caller's",
+            hint=f"{userns.range_cure()}; or leave `service.groups` out",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import pwd
 from collections.abc import Collection, Iterable, Mapping
@@ -284,6 +283,8 @@ def _home(user: User, account: Account | None, paths: Collection[str]) -> str:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> SpecError:
+    import difflib  # only for a name that is wrong
+
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"add it to `[[accounts]]`, or name a {kind} of this host"
     return SpecError(f"{kind} `{name}` is neither in `[[accounts]]` nor on this host", hint=hint)

@@ -16,7 +16,7 @@ from pathlib import Path
 from stockade.errors import BuildError, HostError
 from stockade.kernel.beneath import Root
 
-__all__ = ["CACHE", "CONFIGURATION", "configured", "host_directories", "is_loader", "make_cache"]
+__all__ = ["CACHE", "CONFIGURATION", "configured", "host_directories", "is_library", "is_loader", "make_cache"]
 
 CACHE = "/etc/ld.so.cache"
 CONFIGURATION = "/etc/ld.so.conf"
@@ -31,6 +31,11 @@ _AUXILIARY = "/var/cache/ldconfig/aux-cache"
 def is_loader(path: str) -> bool:
     """Whether `path` has the name of glibc's loader, so that a cache is of use."""
     return _LOADER.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def is_library(path: str) -> bool:
+    """Whether `path` has the name of a library, as those have that ldconfig(8) looks at."""
+    return _LIBRARY.match(path.rpartition("/")[2]) is not None
 
 
 def host_directories(configuration: Path = Path(CONFIGURATION)) -> tuple[str, ...]:
@@ -87,7 +92,9 @@ def make_cache(root: Root, path: str) -> None:
     """
     program = _ldconfig()
     try:
-        status, output = _run_inside(root, program, ["ldconfig", "-X", "-i", "-C", path, "-f", CONFIGURATION])
+        # With -r it makes the directory its root, by chroot(2) where it may.
+        inside = ["-r", f"/proc/self/fd/{root.descriptor}"]
+        status, output = _run(root, program, ["ldconfig", "-X", "-i", "-C", path, "-f", CONFIGURATION, *inside])
     finally:
         os.close(program)
     _remove_auxiliary(root)
@@ -100,24 +107,21 @@ def make_cache(root: Root, path: str) -> None:
         )
 
 
-def _run_inside(root: Root, program: int, arguments: list[str]) -> tuple[int, str]:
-    """Run a static `program` with `root` as its root; its status and what it wrote to stderr."""
+def _run(root: Root, program: int, arguments: list[str]) -> tuple[int, str]:
+    """Run a `program` that inherits the descriptor of `root`; its status and what it wrote to stderr."""
     output_out, output_in = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            null = os.open("/dev/null", os.O_RDWR)
-            for number, descriptor in enumerate((null, null, output_in)):
-                os.dup2(descriptor, number)
-            os.fchdir(root.descriptor)
-            os.chroot(".")
-            # By descriptor: the program is not in the new root.
-            os.execve(program, arguments, {"PATH": "/"})
-        except OSError as error:
-            os.write(output_in, f"{error}".encode(errors="replace"))
-        finally:
-            os._exit(127)
-    os.close(output_in)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    # Copied on itself a descriptor stays open across the exec (posix_spawn_file_actions_adddup2(3)).
+    pairs = ((null, 0), (null, 1), (output_in, 2), (root.descriptor, root.descriptor))
+    try:
+        # Other threads make files meanwhile, so nothing of Python's may run in the child.
+        pid = os.posix_spawn(
+            f"/proc/self/fd/{program}", arguments, {"PATH": "/"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for source, target in pairs],
+        )  # fmt: skip
+    finally:
+        os.close(null)
+        os.close(output_in)
     chunks = []
     deadline = time.monotonic() + _TIMEOUT_S
     try:

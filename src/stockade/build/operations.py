@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from stockade.errors import BuildError, StockadeError
-from stockade.kernel.beneath import Root
+from stockade.errors import BuildError
+from stockade.kernel.beneath import Root, start_writing
 from stockade.records.text import escape
+from stockade.spread import spread
 
 from . import copying, loader
 
 __all__ = ["Applied", "CopyFile", "MakeDirectory", "MakeLoaderCache", "MakeSymlink", "Operation", "WriteFile", "apply"]
 
 _CAPABILITY = "security.capability"
+_LARGE = 1 << 20  # bytes
+_WORTH_STARTING = 1 << 18  # bytes; of smaller files the disk takes many at once, later
 _HINTS = {
     errno.EACCES: "build as root, or leave the file out with `files.exclude`",
     errno.EPERM: "build as root, or leave the file out with `files.exclude`",
@@ -86,10 +89,11 @@ class MakeSymlink(_Step, frozen=True, kw_only=True, tag=True):
 
 
 class CopyFile(_Step, frozen=True, kw_only=True, tag=True):
-    """Copy `source` of the host, its file capabilities only if they are given here."""
+    """Copy `source` of the host, its file capabilities only if they are given here. `size` is what it had before."""
 
     source: str
     capabilities: bytes = b""
+    size: int = 0
 
     def describe(self) -> str:
         return f"copy {escape(self.source)} to {escape(self.path)}, {self._owned()}"
@@ -101,6 +105,8 @@ class CopyFile(_Step, frozen=True, kw_only=True, tag=True):
             self._finish(descriptor, copied.mtime)
             if self.capabilities:
                 os.setxattr(descriptor, _CAPABILITY, self.capabilities)
+            if copied.size >= _WORTH_STARTING:
+                start_writing(descriptor)
         finally:
             os.close(descriptor)
         return Applied(*copied)
@@ -144,30 +150,48 @@ class MakeLoaderCache(_Step, frozen=True, kw_only=True, tag=True):
 Operation: TypeAlias = MakeDirectory | MakeSymlink | CopyFile | WriteFile | MakeLoaderCache
 
 
-def apply(operations: Iterable[Operation], root: Root) -> tuple[Applied, ...]:
-    """Apply in order; the results stand in the same order.
+def apply(operations: Sequence[Operation], root: Root) -> tuple[Applied, ...]:
+    """Make directories in order, then files and links, several at once; the results stand in the order.
 
+    The loader's cache is made when everything is there that stands before it, beside what stands after it.
     BuildError says which operation failed; only the OSError of a full disk goes through. Directories get their time
     again at the end, as filling them changed it.
     """
-    results, directories = [], []
+    results: dict[int, Applied] = {}
+
+    def carry_out(steps: Iterator[tuple[int, Operation]]) -> None:
+        with Root(os.dup(root.descriptor)) as own:
+            for place, operation in steps:
+                results[place] = _apply(operation, own)
+
+    steps = list(enumerate(operations))
+    cut = next((place for place, operation in steps if isinstance(operation, MakeLoaderCache)), len(steps))
+    carry_out(step for step in steps if isinstance(step[1], MakeDirectory))
+    for part in (steps[:cut], steps[cut:]):
+        spread(sorted((step for step in part if not isinstance(step[1], MakeDirectory)), key=_rank), carry_out)
     for operation in operations:
-        try:
-            results.append(operation.apply(root))
-        except StockadeError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise BuildError(
-                f"cannot {operation.describe()}: {error.strerror}", hint=_HINTS.get(error.errno or 0)
-            ) from error
-        if isinstance(operation, MakeDirectory):
-            directories.append(operation.path)
-    for path in directories:
-        if path == "/":
+        if operation.path == "/":
             os.utime(root.descriptor, (0, 0))
-        else:
-            above, name = root.parent(path)
+        elif isinstance(operation, MakeDirectory):
+            above, name = root.parent(operation.path)
             os.utime(name, (0, 0), dir_fd=above, follow_symlinks=False)
-    return tuple(results)
+    return tuple(results[place] for place in range(len(operations)))
+
+
+def _rank(step: tuple[int, Operation]) -> int:
+    """The loader's cache first, whose program other work need not wait for; large files next, or one is the last."""
+    operation = step[1]
+    if isinstance(operation, MakeLoaderCache):
+        return 0
+    return 1 if isinstance(operation, CopyFile) and operation.size >= _LARGE else 2
+
+
+def _apply(operation: Operation, root: Root) -> Applied:
+    try:
+        return operation.apply(root)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BuildError(
+            f"cannot {operation.describe()}: {error.strerror}", hint=_HINTS.get(error.errno or 0)
+        ) from error

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
-import ipaddress
 import os
 import re
-import secrets
-import shutil
-import string
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from stockade.errors import HostError, SpecError, StateError
-from stockade.kernel.crypt import crypt, new_setting
+from stockade.errors import SpecError, StateError
 from stockade.records.spec import Secret, Spec
+
+from .generations import remove_tree
 
 __all__ = ["CLIENT_DIRECTORY", "Material", "ensure", "password_hashes", "substitute", "substitutions"]
 
@@ -30,13 +24,9 @@ CLIENT_DIRECTORY = "/run/stockade/secrets"
 
 _DAY_S = 86400
 # 825 days is the most that TLS clients of today accept for a certificate (CA/Browser Forum, ballot 193).
-_CERTIFICATE_DAYS = 825
+CERTIFICATE_DAYS = 825
 _RENEW_DAYS = 30
-_PASSWORD_LENGTH = 20
-_TOOL_TIMEOUT_S = 60
-_ALPHABET = string.ascii_letters + string.digits
 _REFERENCE = re.compile(r"\$\{(secret|secret-file|public):([^}]*)\}")
-_DNS_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 
 _FILES: dict[str, tuple[str, ...]] = {
     "password": ("value", "hash"),
@@ -44,19 +34,6 @@ _FILES: dict[str, tuple[str, ...]] = {
     "ssh-key": ("value", "public"),
     "certificate": ("value", "key", "names"),
 }
-
-_CERTIFICATE_CONFIGURATION = """\
-[req]
-distinguished_name = subject
-x509_extensions = extensions
-prompt = no
-[subject]
-CN = {common_name}
-[extensions]
-subjectAltName = {names}
-basicConstraints = critical, CA:TRUE
-subjectKeyIdentifier = hash
-"""
 
 
 class Material(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +66,7 @@ def ensure(spec: Spec, directory: Path) -> dict[str, Material]:
         for entry in os.scandir(directory):
             # The lock is ours, so whoever made this is dead.
             if entry.name.startswith("."):
-                shutil.rmtree(entry.path)
+                remove_tree(Path(entry.path))
         return {name: _ensure_one(name, secret, directory / name) for name, secret in sorted(spec.secrets.items())}
 
 
@@ -106,9 +83,11 @@ def _locked(directory: Path) -> Iterator[None]:
 def _ensure_one(name: str, secret: Secret, home: Path) -> Material:
     if home.exists() and _outdated(secret, home):
         os.rename(home, home.with_name(f".old-{name}"))
-        shutil.rmtree(home.with_name(f".old-{name}"))
+        remove_tree(home.with_name(f".old-{name}"))
     if not home.exists():
-        _generate(name, secret, home)
+        from .generate import generate  # what makes secrets takes long to import, and is needed once
+
+        generate(name, secret, home)
     try:
         parts = {part: (home / part).read_bytes() for part in _FILES[secret.kind]}
     except FileNotFoundError as error:
@@ -134,101 +113,7 @@ def _outdated(secret: Secret, home: Path) -> bool:
     except FileNotFoundError:
         return False
     age_s = time.time() - (home / "value").stat().st_mtime
-    return names != list(secret.names) or age_s > (_CERTIFICATE_DAYS - _RENEW_DAYS) * _DAY_S
-
-
-def _generate(name: str, secret: Secret, home: Path) -> None:
-    """Make the secret in a directory beside `home`, which then gets its name by one rename."""
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=home.parent))
-    try:
-        match secret.kind:
-            case "password":
-                password = "".join(secrets.choice(_ALPHABET) for _ in range(_PASSWORD_LENGTH))
-                (scratch / "value").write_text(f"{password}\n", encoding="ascii")
-                (scratch / "hash").write_text(f"{crypt(password, new_setting())}\n", encoding="ascii")
-            case "random":
-                (scratch / "value").write_text(f"{secrets.token_hex(32)}\n", encoding="ascii")
-            case "ssh-key":
-                _ssh_key(name, scratch)
-            case "certificate":
-                _certificate(name, secret, scratch)
-        for entry in os.scandir(scratch):
-            os.chmod(entry.path, 0o600)
-            _sync(entry.path)
-        _sync(scratch)
-        os.rename(scratch, home)
-        _sync(home.parent)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _ssh_key(name: str, scratch: Path) -> None:
-    _tool(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{name}@stockade", "-f", str(scratch / "value")],
-        package="openssh-client",
-        purpose=f"generate the ssh key `{name}`",
-    )
-    os.rename(scratch / "value.pub", scratch / "public")
-
-
-def _certificate(name: str, secret: Secret, scratch: Path) -> None:
-    if not secret.names:
-        raise SpecError(f"certificate `{name}` has no names", hint=f"give `secrets.{name}.names` at least one")
-    alternatives = ",".join(_alternative(name, text) for text in secret.names)
-    configuration = scratch / "configuration"
-    # An own file: what the host's openssl.cnf says must not change what the jail gets. X.520 ends a CN at 64.
-    configuration.write_text(
-        _CERTIFICATE_CONFIGURATION.format(common_name=secret.names[0][:64], names=alternatives), encoding="ascii"
-    )
-    _tool(
-        [
-            "openssl", "req", "-x509", "-config", str(configuration), "-newkey", "ec",
-            "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-sha256", "-days", str(_CERTIFICATE_DAYS),
-            "-keyout", str(scratch / "key"), "-out", str(scratch / "value"),
-        ],
-        package="openssl",
-        purpose=f"generate the certificate `{name}`",
-    )  # fmt: skip
-    configuration.unlink()
-    (scratch / "names").write_text("\n".join(secret.names), encoding="utf-8")
-
-
-def _alternative(name: str, text: str) -> str:
-    try:
-        return f"IP:{ipaddress.ip_address(text)}"
-    except ValueError:
-        pass
-    if not _DNS_NAME.fullmatch(text):
-        raise SpecError(
-            f"`{text}` in `secrets.{name}.names` is neither a host name nor an IP address",
-            hint='write names as in `names = ["www.example.org", "127.0.0.1"]`',
-        )
-    return f"DNS:{text}"
-
-
-def _tool(command: list[str], *, package: str, purpose: str) -> None:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TOOL_TIMEOUT_S, umask=0o077, check=False
-        )
-    except FileNotFoundError as error:
-        raise HostError(
-            f"cannot {purpose}: `{command[0]}` is not installed", hint=f"install it: `apt-get install {package}`"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"cannot {purpose}: `{command[0]}` did not end within {_TOOL_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        output = os.fsdecode(done.stderr).strip() or "no message"
-        raise HostError(f"cannot {purpose}: `{command[0]}` ended with status {done.returncode}: {output}")
+    return names != list(secret.names) or age_s > (CERTIFICATE_DAYS - _RENEW_DAYS) * _DAY_S
 
 
 def password_hashes(spec: Spec, secrets: Mapping[str, Material]) -> dict[str, str]:
@@ -250,6 +135,8 @@ def password_hashes(spec: Spec, secrets: Mapping[str, Material]) -> dict[str, st
 
 
 def _suggestion(name: str, known: list[str]) -> str | None:
+    import difflib  # only for a name that is wrong
+
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean `{near[0]}`?" if near else None
 

@@ -5,12 +5,14 @@ Nothing is imported here but what is used: a parser costs more than the launch o
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 __all__ = ["main"]
 
 _LAUNCH_FAILED = "--launch-failed"
+_OBJECTS = 100_000  # more of them than before: only then the collector of cycles runs
 
 
 def main(words: list[str]) -> int:
@@ -25,6 +27,8 @@ def main(words: list[str]) -> int:
         import site
 
         site.main()
+    # Most verbs end before there is garbage worth looking for.
+    gc.set_threshold(_OBJECTS)
     from stockade.cli import application
 
     if words[:1] == [_LAUNCH_FAILED]:

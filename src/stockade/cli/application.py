@@ -21,6 +21,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def run(words: list[str]) -> int:
     """Carry out `words` and return the exit status."""
     verbose = _verbosity(words)
+    _open_streams()
     try:
         status = _carry_out(words)
         sys.stdout.flush()
@@ -29,7 +30,7 @@ def run(words: list[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away. Python flushes standard output once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _divert_output()
         return BROKEN_PIPE
     except StockadeError as error:
         if verbose > 1:
@@ -39,6 +40,11 @@ def run(words: list[str]) -> int:
     except OSError as error:
         if verbose > 1:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _divert_output()  # it failed there, and would again before the message
+            error.filename = "standard output"
         console.fail(StockadeError(_system(error), hint=_cure(error)))
         return _own_failure(words)
     except Exception as error:
@@ -49,6 +55,17 @@ def run(words: list[str]) -> int:
         )
         return _own_failure(words)
     return status
+
+
+def _open_streams() -> None:
+    """Have each standard stream that the caller closed lead to /dev/null: no file that is opened may take its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _divert_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def launch_failed(line: str) -> int:
@@ -65,7 +82,10 @@ def _carry_out(words: list[str]) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return 2
-    arguments = parse(parser, words)
+    try:
+        arguments = parse(parser, words)
+    except SystemExit:  # argparse's end after `--help`
+        return 0
     status = arguments.verb(arguments)
     return 0 if status is None else int(status)
 

@@ -20,9 +20,10 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "why", why, json=True, command="[-- COMMAND ...]",
         help="tell why something was blocked, and the line of the spec that allows it",
         description="Run the service of the jail with its exercises, or COMMAND in the service's place, behind the "
-        "jail's walls under observation. Each system call, capability, device, place or file that was refused is "
-        "listed with the reason and the line for the spec that allows it, or the reason why no policy can. The lines "
-        "are tried in further runs, all at once. The run has a network and volumes of its own that vanish.",
+        "jail's walls under observation. Each system call, capability, device, place or file that was refused, and "
+        "each limit that was reached, is listed with the reason and the line for the spec that allows it, or the "
+        "reason why no policy can. The lines are tried in further runs, all at once. The run has a network and "
+        "volumes of its own that vanish.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the jail")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stockade.cli import asking, console
+from stockade.cli import console
 from stockade.cli.parser import Subparsers, add_verb
-from stockade.records.report import BuildReport
+
+if TYPE_CHECKING:
+    from stockade.records.buildreport import BuildReport
 
 __all__ = ["register"]
 
@@ -68,8 +71,11 @@ def _show(report: BuildReport) -> None:
     for secret in report.new_secrets:
         value = f": {secret.value.strip()}" if secret.value else ""
         console.text(f"new {secret.kind} `{secret.name}`{value}, kept in {secret.kept}")
-    for line in asking.brief(report.name, report.proposal) if report.proposal is not None else ():
-        console.text(console.visible(line))
+    if report.proposal is not None:
+        from stockade.cli import asking
+
+        for line in asking.brief(report.name, report.proposal):
+            console.text(console.visible(line))
     if report.stages:
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.stages.items())
         console.text(f"time: {times}; together {sum(report.stages.values()):.1f} s")

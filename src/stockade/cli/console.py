@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Progress",
     "confirm",
+    "copy",
     "duration",
     "fail",
     "json_report",
@@ -31,11 +31,16 @@ __all__ = [
     "visible",
 ]
 
+#: What speaks to a terminal, or turns the order of what follows: C0 but tab and newline, DEL, C1, and bidi controls.
+_CONTROL = {
+    number: repr(chr(number))[1:-1]
+    for number in (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def text(line: str = "") -> None:
-    """Write one line of a report. Bytes that are no text are shown as `\\xNN`."""
+    """Write one line of a report. Bytes that are no text, and what would speak to the terminal, are written out."""
     print(_printable(line))
 
 
@@ -46,7 +51,7 @@ def note(line: str) -> None:
 
 
 def _printable(line: str) -> str:
-    return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return line.translate(_CONTROL).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def visible(line: str) -> str:
@@ -55,6 +60,23 @@ def visible(line: str) -> str:
         character if character.isprintable() or "\udc80" <= character <= "\udcff" else repr(character)[1:-1]
         for character in line
     )
+
+
+def copy(pieces: Iterable[bytes]) -> None:
+    """Write what a service or a guest has written: as it is, but to a terminal with control characters written out."""
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+    else:
+        import codecs
+        import re
+
+        other = re.compile(r"[^\n\t -~]")
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        for piece in (*pieces, b""):
+            text = decoder.decode(piece, final=not piece).replace("\r\n", "\n")
+            sys.stdout.write(other.sub(lambda found: visible(found[0]), text))
+    sys.stdout.flush()
 
 
 def json_report(report: msgspec.Struct) -> None:
@@ -104,6 +126,8 @@ def duration(seconds: float) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean `…`?" with the nearest known name, or "" when none is near."""
+    import difflib  # only for a name that is wrong
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean `{near[0]}`?" if near else ""
 

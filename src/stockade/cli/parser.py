@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from stockade.errors import UsageError
@@ -16,6 +16,25 @@ Verb = Callable[[argparse.Namespace], int | None]
 Subparsers = Any  # argparse names its type only privately
 
 PROGRAM = "stockade"
+_COLUMNS = 80
+
+
+class _Formatter(argparse.HelpFormatter):
+    """argparse's, which imports all of shutil to learn how wide the terminal is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_width() - 2)
+
+
+def _width() -> int:
+    """Columns of the terminal, as shutil.get_terminal_size tells them."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +42,9 @@ class Parser(argparse.ArgumentParser):
 
     child = ""
     """How the usage shows the command after `--`."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **({"formatter_class": _Formatter} | keywords))
 
     def format_help(self) -> str:
         """Add the command after `--` to the usage, of which argparse knows nothing."""
@@ -37,8 +59,8 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             word = unknown.split()[0]
             message = f"`{self.prog}` does not take `{word}`"
-            near = difflib.get_close_matches(word, self.options(), n=1)
-            hint = f"did you mean `{near[0]}`?" if near else hint
+            near = _nearest(word, self.options())
+            hint = f"did you mean `{near}`?" if near else hint
         raise UsageError(message, hint=hint)
 
     def options(self) -> list[str]:
@@ -67,7 +89,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 def build(words: Sequence[str] | None = None) -> Parser:
     """Return the parser with every verb; with that of the command line `words` alone where it names one."""
     wanted = None if words is None else _first(words)
-    families = [family for family, verbs in FAMILIES.items() if wanted in verbs] or list(FAMILIES)
+    families = [family for family, verbs in FAMILIES.items() if wanted in verbs]
+    if not families and not (words and wanted is None and "--version" in words):
+        families = list(FAMILIES)
     parser = Parser(
         prog=PROGRAM,
         description="Puts walls around a service: watches it work, builds the smallest root file system in which it "
@@ -77,7 +101,8 @@ def build(words: Sequence[str] | None = None) -> Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice shows tracebacks")
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
+    # With `prog` argparse need not format a usage to learn it.
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser, prog=PROGRAM)
     for family in families:
         importlib.import_module(f"stockade.cli.{family}").register(subparsers)
     return parser
@@ -113,9 +138,9 @@ def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     known = verbs(parser)
     first = _first(own)
     if first is not None and first not in known:
-        near = difflib.get_close_matches(first, known, n=1)
+        near = _nearest(first, known)
         raise UsageError(
-            f"unknown verb `{first}`" + (f", did you mean `{near[0]}`?" if near else ""),
+            f"unknown verb `{first}`" + (f", did you mean `{near}`?" if near else ""),
             hint=f"`{PROGRAM} --help` lists the verbs",
         )
     if first is None and "--version" in own:
@@ -131,6 +156,13 @@ def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
             speaking.error(f"`{speaking.prog}` takes no command after `--`")
         arguments.command = child
     return arguments
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that is nearest to one that is wrong, "" when none is near."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
 
 
 def verbs(parser: Parser) -> dict[str, Parser]:

@@ -1,7 +1,23 @@
 """Watch a service work: outside in a throwaway view of the host, inside in its jail."""
 
-from .process import Process
-from .run import Attach, Identity, Observation, inside, outside
-from .view import View
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .process import Process
+    from .run import Attach, Identity, Observation, inside, outside
+    from .view import View
 
 __all__ = ["Attach", "Identity", "Observation", "Process", "View", "inside", "outside"]
+
+# Imported at first use: who waits for a service needs no reader of traces.
+_HOMES = {"Process": "process", "View": "view"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_HOMES.get(name, 'run')}", __name__), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import time
@@ -351,15 +352,22 @@ def inside(
                 steps.tell(f"exercise inside: {title(exercise)}")
                 results.append(perform(exercise, runners[exercise.where], substitutions))
         ended = not service.alive()
+        stopped = math.inf if ended else time.time()
         with steps.step("stop", "stopping it"):
             service.stop()
             for tracer_of in (strace, *others):
                 tracer_of.close()
         with steps.step("parse", "reading the trace"):
-            trace = parse(read(view.scratch, recorded), recorded, base=base, names=syscalls)
+            lines = _ended_by_itself(read(view.scratch, recorded), stopped)
+            trace = parse(lines, recorded, base=base, names=syscalls)
             seconds = steps.seconds["start"] + steps.seconds["exercises"]
             trace = msgspec.structs.replace(trace, where="inside", seconds=seconds)
     return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds), ended)
+
+
+def _ended_by_itself(lines: list[tuple[str, int, str]], stopped: float) -> list[tuple[str, int, str]]:
+    """Strace's lines without those of processes that were killed from `stopped` on, in seconds since the epoch."""
+    return [line for line in lines if not (line[2].startswith("+++ killed by SIGKILL") and float(line[0]) >= stopped)]
 
 
 def root_of(pid: int) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import ServiceError
-from ..records.spec import Service, Spec
+from ..records.spec import Service, Spec, must_stay
 from .process import Process
 from .tracer import Tracer
 from .view import View
 
-__all__ = ["JailedService", "ViewedService", "check", "must_stay", "signal_number"]
+__all__ = ["JailedService", "ViewedService", "check", "signal_number"]
 
 _POLL_S = 0.02
 _LAST_WORDS_S = 0.5
@@ -29,13 +29,6 @@ def signal_number(name: str) -> signal.Signals:
         raise ServiceError(
             f"there is no signal `{name}`", hint="set `stop_signal` in `[service]` to a name such as `SIGTERM`"
         ) from None
-
-
-def must_stay(spec: Spec) -> bool:
-    """Whether the service has to run until it is stopped; otherwise it is a command that may end."""
-    ready = spec.service.ready
-    waits = any((ready.tcp, ready.udp, ready.unix, ready.file, ready.command, ready.log))
-    return spec.service.forks or waits or any(exercise.where == "client" for exercise in spec.exercises)
 
 
 @dataclass

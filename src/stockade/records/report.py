@@ -6,19 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from .closure import Advice
+from .buildreport import BuildReport, Report
 from .finding import Accepted, Finding, Mending, Severity, Unchecked
 from .host import Host
 from .proof import Changed, Proof
 from .proposal import Proposal, Refusal
-
-REPORT_VERSION = 1
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True, tag_field="report"):
-    """What all reports have in common. A field is only ever added; a version changes when one changes its meaning."""
-
-    version: int = REPORT_VERSION
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +54,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     state: "restarting" between two lives, when there is no process. memory in bytes and cpu_s are those of its control
     groups where it has some, else sums over its processes. `ports` are what its spec opens outside. `helper_lost`: its
-    network helper has ended, and what it carried is cut off. `supervised`: nobody killed its supervisor.
+    network helper has ended, and what it carried is cut off. `supervised`: nobody killed its supervisor. `walls` with
+    "vm" among them: a machine, whose `pid` is that of its own first process, and which can be "frozen".
     """
 
     name: str
@@ -72,13 +65,14 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     generation: int | None
     uptime_s: float
     processes: int
-    state: Literal["running", "restarting"] = "running"
+    state: Literal["running", "restarting", "frozen"] = "running"
     memory: int | None = None
     cpu_s: float | None = None
     restarts: int = 0
     ports: tuple[str, ...] = ()
     helper_lost: bool = False
     supervised: bool = True
+    walls: tuple[str, ...] = ("jail",)
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,30 +95,6 @@ class PsReport(Report, frozen=True, kw_only=True, tag="ps"):
 
     jails: tuple[Process, ...]
     ended: tuple[Ended, ...] = ()
-
-
-class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """A round of building and trying inside, and the paths that it showed to be missing."""
-
-    number: int
-    added: tuple[str, ...]
-
-
-class ExerciseLine(msgspec.Struct, frozen=True, kw_only=True):
-    """An exercise and whether it passed inside."""
-
-    name: str
-    passed: bool
-    seconds: float
-
-
-class NewSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret that this build generated. `value` is given here once; it is kept in the file `kept`."""
-
-    name: str
-    kind: str
-    value: str
-    kept: str
 
 
 class WhyReport(Report, frozen=True, kw_only=True, tag="why"):
@@ -151,26 +121,6 @@ class PolicyReport(Report, frozen=True, kw_only=True, tag="policy"):
     name: str
     generation: int
     proposal: Proposal
-
-
-class BuildReport(Report, frozen=True, kw_only=True, tag="build"):
-    """`stockade build`: what was made, how it was found and how long that took.
-
-    `stages` has the seconds of each stage, which together are the whole time. `ends`: it is a command that ends by
-    itself, not a service that stays.
-    """
-
-    name: str
-    generation: int
-    files: int
-    bytes: int
-    rounds: tuple[Round, ...]
-    exercises: tuple[ExerciseLine, ...]
-    stages: dict[str, float]
-    advice: tuple[Advice, ...]
-    new_secrets: tuple[NewSecret, ...]
-    ends: bool = False
-    proposal: Proposal | None = None
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,7 +76,8 @@ class CallSeen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `error` is the errno name where that may tell of a refusal, "" for success and every other error. `arguments` are
     the leading ones as numbers, for calls of which walls look at the arguments, else (). `path` is the first path of a
-    call with an `error`, as it was given. The call `""` with the error "SIGSYS" is one that ended its process.
+    call with an `error`, as it was given. The call `""` with the error "SIGSYS" is one that ended its process; with
+    "SIGKILL" it is whatever a process did that the kernel ended for want of memory.
     """
 
     name: str

@@ -6,8 +6,10 @@ No system call tells which capability let it succeed, so the trace gives candida
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from ..records.trace import Trace
+if TYPE_CHECKING:
+    from ..records.trace import Trace
 
 __all__ = ["CANDIDATES", "candidates", "strongest_first"]
 

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
 
 from ..records.closure import Evidence
 from ..records.trace import Access, Trace
-from .collect import Collector
+from .collect import Collector, Observed
 from .history import WRITES, History, Programs, histories
 from .workplace import Workplaces
 
-__all__ = ["Observed", "classify"]
+__all__ = ["classify"]
 
 _SYSLOG = ("/dev/log", "/run/systemd/journal/dev-log")
 _CONTENT = ("read", "exec")
 _REFUSED = ("EACCES", "EPERM", "ENXIO", "EROFS", "ENODEV")
-
-
-@dataclass(slots=True)
-class Observed:
-    """What a trace asks for beside files."""
-
-    devices: set[str] = field(default_factory=set)
-    proc: bool = False
-    proc_subset: bool = True
-    syslog: bool = False
 
 
 def classify(trace: Trace, collector: Collector) -> Observed:

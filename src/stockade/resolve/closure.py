@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import ResolveError
 from ..records.closure import Closure, Evidence, Gap
 from ..records.spec import Spec
-from ..records.trace import Trace
-from .classify import Observed, classify
-from .collect import Collector
-from .history import WRITES
+from .collect import Collector, Observed
 from .host import Host
 from .implied import imply
 from .pattern import is_glob
 from .rules import rules
 from .shebang import interpreters
-from .workplace import Workplaces
+
+if TYPE_CHECKING:
+    from ..records.trace import Trace
+    from .workplace import Workplaces
 
 __all__ = ["require_command", "resolve"]
 
@@ -32,11 +33,12 @@ def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: 
     collector = Collector(host, spec, observed=trace is not None)
     collector.allow_below(_own_places(host, spec, trace))
     _named(collector)
-    observed = classify(trace, collector) if trace is not None else Observed()
+    observed = Observed() if trace is None else _classified(trace, collector)
     touched: dict[str, bool] = {}
     for access in trace.accesses if trace is not None else ():
         touched[access.path] = touched.get(access.path, False) or not access.error
-    _gaps(collector, gaps, observed, touched)
+    if gaps:
+        _gaps(collector, gaps, observed, touched)
     imply(collector, touched.items())
     _mount_points(collector)
     work = [directory for _, directory in sorted(collector.work.items())]
@@ -53,6 +55,12 @@ def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: 
         advice=tuple(advice for _, advice in sorted(collector.advice.items())),
         false_positives=tuple(positive for _, positive in sorted(collector.false_positives.items())),
     )
+
+
+def _classified(trace: Trace, collector: Collector) -> Observed:
+    from .classify import classify
+
+    return classify(trace, collector)
 
 
 def require_command(spec: Spec, *, root: str = "/") -> None:
@@ -106,10 +114,29 @@ def _named(collector: Collector) -> None:
         collector.parents(path)
     if collector.host.walk(spec.service.directory).is_directory:
         collector.add(spec.service.directory, Evidence(kind="spec", detail="the working directory"))
+    home = _home(collector.host, spec)
+    if home and collector.host.walk(home).is_directory:
+        collector.add(home, Evidence(kind="account", detail=f"the home of `{spec.service.user}`, empty"))
+
+
+def _home(host: Host, spec: Spec) -> str:
+    """The home of the service's user on the host (passwd(5)); "" for a person's, and where the spec gives one."""
+    user = spec.service.user
+    if any(account.name == user for account in spec.accounts):
+        return ""
+    try:
+        with open(host.outer("/etc/passwd"), encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":") for line in file]
+    except FileNotFoundError:
+        return ""
+    home = next((line[5] for line in lines if len(line) > 5 and user in (line[0], line[2])), "")
+    return "" if home == "/" or not home.startswith("/") or rules().in_home.covers(f"{home}/x") else home
 
 
 def _gaps(collector: Collector, gaps: Sequence[Gap], observed: Observed, touched: dict[str, bool]) -> None:
     """Add what verify rounds found missing. What can't be added is left as a false positive, so that it ends there."""
+    from .workplace import Workplaces
+
     workplaces = Workplaces(collector, {})
     for gap in gaps:
         round_ = f"round {gap.round}: " if gap.round else ""
@@ -128,6 +155,8 @@ def _gap(
     touched: dict[str, bool],
 ) -> bool:
     """Add what one gap asks for; False when there is nothing to add."""
+    from .history import WRITES
+
     follow = gap.operation not in ("readlink", "unlink")
     found = collector.host.walk(gap.path, follow=follow)
     temporary = collector.rules.temporary(found.path)

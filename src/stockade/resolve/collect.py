@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from ..errors import ElfError, ResolveError
 from ..records.closure import Evidence, EvidenceKind
 from ..records.spec import Spec
@@ -13,9 +15,18 @@ from .ldso import Libraries, Loader
 from .pattern import find
 from .shebang import DEFAULT_PATH, chain, find_program
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "Observed"]
 
 _BRINGS = ("required", "recommended")
+
+
+class Observed(msgspec.Struct):
+    """What a trace asks for beside files."""
+
+    devices: set[str] = msgspec.field(default_factory=set)
+    proc: bool = False
+    proc_subset: bool = True
+    syslog: bool = False
 
 
 class Collector(Entries):

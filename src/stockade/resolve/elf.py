@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
@@ -268,8 +267,8 @@ def _notes(file: _File, offset: int, size: int, order: Literal["little", "big"])
 
 def _dlopen(file: _File, text: bytes) -> list[DlopenNote]:
     try:
-        items = json.loads(text.rstrip(b"\0"))
-    except (ValueError, RecursionError):
+        items = msgspec.json.decode(text.rstrip(b"\0"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise file.damaged("its .note.dlopen is no JSON") from None
     found = []
     for item in items if isinstance(items, list) else [items]:

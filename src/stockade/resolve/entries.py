@@ -39,15 +39,23 @@ class Entries:
         self._own_places: tuple[str, ...] = ()
         self._ours = tuple(f"{path}/" for path in (places.configuration(), places.state(), places.run()))
         self._keys: dict[str, bool] = {}
+        self._left_out: dict[str, str] = {}
 
     # what is left out
 
     def allow_below(self, paths: Iterable[str]) -> None:
         """Directories in a home that belong to the service, so that the rule on homes doesn't hold there."""
         self._own_places += tuple(f"{path}/" for path in paths)
+        self._left_out.clear()
 
     def left_out(self, path: str) -> str:
         """Why the canonical `path` stays outside: rule 13, `files.exclude` or what the build makes; else ""."""
+        known = self._left_out.get(path)
+        if known is None:
+            known = self._left_out[path] = self._reason(path)
+        return known
+
+    def _reason(self, path: str) -> str:
         if self._exclude.covers(path):
             return "excluded by the spec"
         if path in self.rules.built or path in self.made:

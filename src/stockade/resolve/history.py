@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ..records.trace import Access, Trace
 from .host import Host
@@ -23,13 +24,12 @@ _VERBS = {
 }
 
 
-@dataclass(slots=True)
-class History:
+class History(msgspec.Struct):
     """Everything that happened to one place. `paths` are the names that programs used for it."""
 
     place: str
-    events: list[Access] = field(default_factory=list)
-    paths: dict[str, None] = field(default_factory=dict)
+    events: list[Access] = []
+    paths: dict[str, None] = {}
 
     @property
     def succeeded(self) -> list[Access]:

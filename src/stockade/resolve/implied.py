@@ -18,7 +18,8 @@ from .pattern import Patterns
 __all__ = ["imply"]
 
 _VARIABLE = re.compile(r"\$\{([A-Z_]+)\}")
-_VERSION = re.compile(rb"GNU C Library [^\n]{0,80}?version (\d+)\.(\d+)")
+_BANNERS = (b"ld.so (", b"GNU C Library (")  # of ld.so since 2.33, and of libc.so, which is ten times as large
+_VERSION = re.compile(rb"[^\n]{0,80}?version (\d+)\.(\d+)")
 _STACK_LINE = re.compile(r"-?(?P<type>\w+)\s+(?P<control>\[[^\]]*\]|\S+)\s+(?P<module>\S+)")
 
 
@@ -133,9 +134,18 @@ def _nsswitch(collector: Collector, name: str, cause: str, touched: list[str]) -
 
 
 def _glibc_version(collector: Collector, libc: str | None) -> tuple[int, int]:
-    data = collector.host.data(libc, limit=16 << 20) if libc else None
-    match = _VERSION.search(data or b"")
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    if libc is None:
+        return 0, 0
+    linkers = (found.interpreter for found in collector.programs.values())
+    beside = (path for path in linkers if path is not None and os.path.dirname(path) == os.path.dirname(libc))
+    for file, banner in zip((next(beside, libc), libc), _BANNERS, strict=True):
+        data = collector.host.data(file, limit=16 << 20) or b""
+        place = -1
+        while (place := data.find(banner, place + 1)) >= 0:
+            match = _VERSION.match(data, place + len(banner))
+            if match:
+                return int(match[1]), int(match[2])
+    return 0, 0
 
 
 def _pam(collector: Collector, name: str, cause: str, touched: list[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import ElfError, ResolveError
 from .glibc import LINKERS, Glibc
 from .host import Host
 from .linkmap import Files, Libraries, Library, Missing, Object, Unusable, load
-from .musl import Musl
+
+if TYPE_CHECKING:
+    from .musl import Musl
 
 __all__ = ["Libraries", "Library", "Loader", "Missing", "closure"]
 
@@ -102,6 +106,8 @@ class Loader:
         search = self._searches.get(key)
         if search is None:
             if linker is not None and path.rpartition("/")[2].startswith("ld-musl-"):
+                from .musl import Musl
+
                 search = Musl(self.files, linker, self._library_path, self._directory)
             else:
                 search = Glibc(self.files, path, main, self._library_path, self._directory)

@@ -17,37 +17,34 @@ _COMPILED = re.compile(r"(?s)(.*/)([^/]+?)(?:\.cpython-\d+)?(?:\.opt-[12])?\.py[
 _STANZA = re.compile(r"^Package: (\S+)$(?:\n(?!\n).*)*?\nVersion: (\S+)$", re.MULTILINE)
 
 
-class _Owners(Protocol):
-    def get(self, path: str) -> str | None:
-        """The package that has `path`."""
+class _Known(Protocol):
+    def get(self, key: str) -> str | None:
+        """The package that has the path `key`; the version of the package `key`. No name of a package has a slash."""
 
 
 class PackageIndex:
     """Owners of all paths that dpkg knows below one root."""
 
-    def __init__(
-        self, owners: _Owners, versions: dict[str, str], diversions: dict[str, tuple[str, str]]
-    ) -> None:
-        self._owners, self._versions, self._diversions = owners, versions, diversions
+    def __init__(self, known: _Known, diversions: dict[str, tuple[str, str]]) -> None:
+        self._known, self._diversions = known, diversions
 
     @classmethod
     def load(cls, root: str = "/", *, cache: Path | None = None) -> PackageIndex:
-        """Read every `.list` file once. A root without dpkg gives an index that knows nothing.
+        """Read every `.list` file, and the versions, once. A root without dpkg gives an index that knows nothing.
 
         `cache` is a file of the caller's that keeps what was read, and is read instead as long as dpkg changes nothing.
         """
         database = Path(root) / "var/lib/dpkg"
-        owners: _Owners | None = None
+        known: _Known | None = None
         if cache is not None:
-            owners = SortedTable.open(cache, _state(database))
-        if owners is None:
-            read = _read(database / "info")
-            owners = read
+            known = SortedTable.open(cache, _state(database))
+        if known is None:
+            known = read = _read(database / "info") | _versions(database / "status")
             if cache is not None:
                 # The next build reads the lists again, that is all.
                 with contextlib.suppress(OSError):
                     SortedTable.write(cache, _state(database), read)
-        return cls(owners, _versions(database / "status"), _diversions(database / "diversions"))
+        return cls(known, _diversions(database / "diversions"))
 
     def owner(self, path: str) -> tuple[str, str] | None:
         """Package and version of the absolute `path`, or None when no package has it.
@@ -58,15 +55,15 @@ class PackageIndex:
         if package is None:
             compiled = _COMPILED.match(path)
             package = self._package(f"{compiled[1].removesuffix('__pycache__/')}{compiled[2]}.py") if compiled else None
-        return None if package is None else (package, self._versions.get(package, ""))
+        return None if package is None else (package, self._known.get(package) or "")
 
     def _package(self, path: str) -> str | None:
         for name in _aliases(path):
             moved = self._diversions.get(name)
             if moved is not None:
                 original, package = moved
-                return package or self._owners.get(original)
-            package_found = self._owners.get(name)
+                return package or self._known.get(original)
+            package_found = self._known.get(name)
             if package_found is not None:
                 return package_found
         return None
@@ -98,7 +95,7 @@ def _state(database: Path) -> str:
         except OSError:
             continue
         parts.append(f"{name} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
-    return f"{database} {'; '.join(parts)}"
+    return f"paths and versions of {database} {'; '.join(parts)}"
 
 
 def _aliases(path: str) -> tuple[str, ...]:

@@ -44,22 +44,57 @@ def _expression(pattern: str) -> str:
 
 
 class Patterns:
-    """Several globs at once."""
+    """Several globs at once. What is a plain path, or one name anywhere, is looked up; other globs are compiled when a
+    path begins as they do.
+    """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        texts = [_expression(pattern) for pattern in patterns]
-        self._empty = not texts
-        self._covers = re.compile("(?:" + "|".join(texts) + r")(?:/.*)?\Z", re.DOTALL)
-        self._matches = re.compile("(?:" + "|".join(texts) + r")\Z", re.DOTALL)
-        self._literal = frozenset(pattern.rstrip("/") or "/" for pattern in patterns)
+        self._literal = {pattern.rstrip("/") or "/" for pattern in patterns}
+        self._plain: set[str] = set()
+        self._names: set[str] = set()
+        self._globs: dict[str, list[str]] = {}
+        self._compiled: dict[tuple[str, str], re.Pattern[str]] = {}
+        for pattern in patterns:
+            plain = "/" + "/".join(filter(None, pattern.split("/")))
+            magic = _MAGIC.search(plain)
+            if magic is None:
+                self._plain.add(plain)
+            elif plain.startswith("/**/") and not _MAGIC.search(plain, 4) and "/" not in plain[4:]:
+                self._names.add(plain[4:])
+            else:
+                self._globs.setdefault(plain[: magic.start()], []).append(plain)
 
     def covers(self, path: str) -> bool:
         """`path` or a directory above it matches."""
-        return not self._empty and (self._covers.match(path) is not None or path in self._literal)
+        if path in self._literal or self._glob(path, r"(?:/.*)?\Z"):
+            return True
+        if self._names and path.startswith("/") and not self._names.isdisjoint(path.split("/")):
+            return True
+        place = path if self._plain and path.startswith("/") else ""
+        while place:
+            if place in self._plain:
+                return True
+            place = place.rpartition("/")[0]
+        return "/" in self._plain and path.startswith("/")
 
     def matches(self, path: str) -> bool:
         """`path` itself matches, as a glob or literally."""
-        return not self._empty and (self._matches.match(path) is not None or path in self._literal)
+        if path in self._literal or path in self._plain or self._glob(path, r"\Z"):
+            return True
+        return path.startswith("/") and path.rpartition("/")[2] in self._names
+
+    def _glob(self, path: str, end: str) -> bool:
+        """A glob, followed by the expression `end`, matches the whole of `path`."""
+        for start, patterns in self._globs.items():
+            if not path.startswith(start):
+                continue
+            compiled = self._compiled.get((start, end))
+            if compiled is None:
+                texts = "|".join(_expression(pattern) for pattern in patterns)
+                compiled = self._compiled[start, end] = re.compile(f"(?:{texts}){end}", re.DOTALL)
+            if compiled.match(path) is not None:
+                return True
+        return False
 
 
 def find(host: Host, pattern: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import NamedTuple
 
 from ..errors import ResolveError
@@ -108,6 +107,8 @@ def _env_command(argument: str) -> str | None:
     words = [argument]
     split = re.match(r"(?:-S|--split-string=|-[iv]*S|--split-string\s)\s*(.*)", argument)
     if split:
+        import shlex
+
         try:
             words = shlex.split(split[1])
         except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 from collections import Counter, deque
 
@@ -148,6 +147,8 @@ def _unknown(closure: Closure, path: str) -> ResolveError:
     reasons = sorted({positive.reason for positive in closure.false_positives if positive.path == path})
     if reasons:
         return ResolveError(f"`{path}` is not in the jail: {', '.join(reasons)}", hint="`files.include` takes it in")
+    import difflib  # only for a path that is wrong
+
     near = difflib.get_close_matches(path, [entry.path for entry in closure.entries], n=1)
     hint = f"did you mean `{near[0]}`?" if near else "nothing that was observed needs it; `files.include` takes it in"
     return ResolveError(f"`{path}` is not in the jail", hint=hint)
