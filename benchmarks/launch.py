@@ -30,11 +30,22 @@ BWRAP = "/usr/bin/bwrap"
 SIZES_MB = (10, 1000)
 
 
-def jail() -> Path:
-    """Build the jail; the directory of its generation."""
-    spec = {"name": "true", "service": {"command": [TRUE], "user": "nobody"}, "policy": {"proc": "pid"}}
-    workflow.build(msgspec.convert(spec, Spec), observe=False, verify=False)
-    return Path(os.path.realpath(places.jail("true") / "current"))
+def jail(name: str = "true", **directory: str) -> Path:
+    """Build the jail, with one directory where something is said of it; the directory of its generation."""
+    spec = {"name": name, "service": {"command": [TRUE], "user": "nobody"}, "policy": {"proc": "pid"}}
+    written = {"directories": {"/srv": directory}} if directory else {}
+    workflow.build(msgspec.convert(spec | written, Spec), observe=False, verify=False)
+    return Path(os.path.realpath(places.jail(name) / "current"))
+
+
+def volumes(report: measure.Report, runs: int) -> None:
+    """What it costs to have a volume, and one with a size, which is mounted and unmounted with the jail."""
+    ways = {
+        name: partial(measure.execute, [warden_path(), str(jail(name, kind="volume", **size) / "plan")])
+        for name, size in (("directory", {}), ("64m", {"size": "64M"}))
+    }  # fmt: skip
+    report.add("with a volume", measure.in_turn(dict(ways), runs))
+    report.compare("with a volume", "64m", "directory")
 
 
 def bubblewrap(root: str) -> tuple[list[str], list[str]]:
@@ -112,6 +123,8 @@ def main() -> int:
         report.add("launch", measure.in_turn(ways, options.runs))
         report.compare("launch", "warden", "bwrap", most=1.0)
         report.compare("launch", "warden", "bwrap bare")
+        if os.geteuid() == 0:
+            volumes(report, options.runs)
         from_python(report, alike, options.runs)
         environment = dict(os.environ)
         stockade = [command(directory / "venv"), "run", "true", "--", "true"]

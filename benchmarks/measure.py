@@ -19,6 +19,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 NOBODY = 65534
+MEMORY = "/dev/shm"
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 Samples = dict[str, list[float]]
@@ -65,9 +66,9 @@ class Report:
     def compare(
         self, group: str, ours: str, theirs: str, *, most: float | None = None, least: float | None = None
     ) -> None:
-        """The ratio of two medians of `group`."""
+        """The median of the ratios that the rounds of `group` have: a slow hour of the machine is on both sides."""
         samples = self.samples[group]
-        value = statistics.median(samples[ours]) / statistics.median(samples[theirs])
+        value = statistics.median(mine / other for mine, other in zip(samples[ours], samples[theirs], strict=True))
         self.figures.append(Figure(f"{group}: {ours} / {theirs}", value, most=most, least=least))
 
     def limit(self, name: str, *, most: float) -> None:
@@ -117,21 +118,32 @@ def arguments(doc: str | None, *, runs: int) -> argparse.ArgumentParser:
 
 @contextmanager
 def home(place: str | None = None) -> Iterator[Path]:
-    """A Stockade home of the benchmark's own, below `place`, gone at the end with whatever runs in it."""
+    """A Stockade home of the benchmark's own, below `place`, gone at the end with whatever runs in it.
+
+    An ordinary user's has its run-time directory on a tmpfs, where XDG_RUNTIME_DIR is by the XDG specification.
+    """
     from stockade import contain
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="stockade-benchmark-", dir=place) as directory:
-        before = os.environ.get("STOCKADE_HOME")
-        os.environ["STOCKADE_HOME"] = f"{directory}/home"
+    with (
+        tempfile.TemporaryDirectory(prefix="stockade-benchmark-", dir=place) as directory,
+        tempfile.TemporaryDirectory(prefix="stockade-benchmark-", dir=MEMORY) as memory,
+    ):
+        own = {"STOCKADE_HOME": f"{directory}/home"}
+        if os.geteuid() != 0:
+            own = {"STOCKADE_HOME": "", "XDG_RUNTIME_DIR": memory}
+            own |= {f"XDG_{part}_HOME": f"{directory}/home/{part.lower()}" for part in ("CONFIG", "DATA")}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ |= own
         try:
             yield Path(directory)
         finally:
             for jail in contain.running():
                 contain.stop(jail.instance, timeout_s=1)
-            del os.environ["STOCKADE_HOME"]
-            if before is not None:
-                os.environ["STOCKADE_HOME"] = before
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
 
 
 def as_nobody(script: str, *options: str, timeout_s: float) -> list[Figure]:

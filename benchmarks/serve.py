@@ -1,16 +1,22 @@
 """nginx outside and behind the walls: requests and bytes per second, in one run.
 
-    PYTHONPATH=src python3 benchmarks/serve.py [--runs N] [--seconds S] [--json]
+    PYTHONPATH=src python3 benchmarks/serve.py [--runs N] [--seconds S] [--each-wall] [--json]
 
 Needs root, nginx, wrk and passt. The same nginx with one worker and the same files serves outside, in a jail with
 `network = "host"`, in one with a listening socket passed in, in one with a private network and a published port, and
-outside behind plain pasta. wrk takes turns between them: small pages over kept connections, small pages each over a
-connection of its own, and a large file. Medians.
+outside behind plain pasta. wrk loads each with small pages over kept connections, with small pages each over a
+connection of its own, and with a large file.
+
+For pages every server has a wrk of its own, and all but one of these stand still: a turn takes 20 ms, so what else the
+machine does meets all servers alike. Rates are of a wrk's own turns; ratios are medians of those of the rounds. The CPU
+time that nginx's worker needs for a request stands beside: it depends on other work far less.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import re
 import signal
 import socket
@@ -18,9 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +34,6 @@ import measure
 import msgspec
 
 from stockade import contain, workflow
-from stockade.contain import Running
 from stockade.records.spec import Spec
 
 HOST = "127.0.0.1"
@@ -38,6 +43,12 @@ SMALL = b"small page, ".ljust(SMALL_BYTES, b".")
 USER = 33
 INSIDE = 8080
 
+#: What of `network = "host"` is taken away, by the option --each-wall.
+LESS: dict[str, dict[str, object]] = {
+    "less Landlock": {"landlock": False},
+    "less filter": {"syscalls": {"preset": "none"}},
+    "less both": {"landlock": False, "syscalls": {"preset": "none"}},
+}
 OUTSIDE, SHARED, PASSED, PRIVATE, PASTA = "outside", "network = host", "passed socket", "private", "pasta"
 
 CONFIGURATION = """
@@ -71,13 +82,20 @@ mknod -m 0666 /dev/net/tun c 10 200
 exec setpriv --reuid 33 --regid 33 --clear-groups --inh-caps=-all "$@"
 """
 
-#: What wrk asks for: path, further arguments, what of its output counts.
+#: What wrk asks for: path, further arguments, what counts.
 LOADS = {
-    "small pages": ("/small", ("-c", "16"), "Requests/sec"),
-    "connections": ("/small", ("-c", "16", "-H", "Connection: close"), "Requests/sec"),
-    "large file": ("/large", ("-c", "4"), "Transfer/sec"),
+    "small pages": ("/small", ("-c", "16"), "requests"),
+    "connections": ("/small", ("-c", "16", "-H", "Connection: close"), "requests"),
+    "large file": ("/large", ("-c", "4"), "MB"),
 }
-UNITS = {"B": 1e-6, "KB": 1e-3, "MB": 1.0, "GB": 1e3, "": 1.0}
+UNITS = {"B": 1e-6, "KB": 1e-3, "MB": 1.0, "GB": 1e3}
+TURN_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    worker: int  # nginx's worker process
 
 
 def free_port() -> int:
@@ -90,8 +108,8 @@ def configuration(*, port: int, run: str, root: str, address: str = HOST, user: 
     return CONFIGURATION.format(port=port, run=run, root=root.lstrip("/"), address=address, user=user)
 
 
-def jail(name: str, files: Path, *, port: int, network: Mapping[str, object]) -> str:
-    """Build a jail whose nginx listens on `port`."""
+def jail(name: str, files: Path, *, port: int, network: Mapping[str, object], **policy: object) -> str:
+    """Build a jail whose nginx listens on `port`; `policy` beside its having no capability."""
     spec = {
         "name": name,
         "service": {"command": ["/usr/sbin/nginx", "-c", "/etc/nginx.conf", "-e", "stderr"], "user": "www-data"},
@@ -100,14 +118,14 @@ def jail(name: str, files: Path, *, port: int, network: Mapping[str, object]) ->
         "mounts": [{"source": str(files), "target": "/srv/www"}],
         "accounts": [{"name": "www-data"}],
         "network": network,
-        "policy": {"capabilities": []},
+        "policy": {"capabilities": [], **policy},
     }
     workflow.build(msgspec.convert(spec, Spec), observe=False, verify=False)
     return name
 
 
 @contextmanager
-def outside(directory: Path, files: Path, port: int, log: IO[bytes], *, behind_pasta: bool) -> Iterator[None]:
+def outside(directory: Path, files: Path, port: int, log: IO[bytes], *, behind_pasta: bool) -> Iterator[Server]:
     """nginx on the host as www-data, or behind pasta."""
     run = directory / f"run-{port}"
     run.mkdir()
@@ -127,7 +145,8 @@ def outside(directory: Path, files: Path, port: int, log: IO[bytes], *, behind_p
         command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
     try:
-        yield
+        ready(port, log)
+        yield Server(port, child(child(process.pid)) if behind_pasta else child(process.pid))
     finally:
         stop(process, behind_pasta=behind_pasta)
 
@@ -140,10 +159,12 @@ def stop(process: subprocess.Popen[bytes], *, behind_pasta: bool) -> None:
     process.wait(10)
 
 
-def started(name: str, log: IO[bytes], sockets: tuple[int, ...] = ()) -> Running:
-    # nginx takes over listening sockets whose numbers NGINX gives (src/core/nginx.c, ngx_add_inherited_sockets).
-    environment = {"NGINX": "".join(f"{3 + number};" for number in range(len(sockets)))} if sockets else {}
-    return contain.launch(name, environment=environment, sockets=sockets, stdout=log.fileno(), stderr=log.fileno())
+@contextmanager
+def behind_walls(name: str, port: int, log: IO[bytes], sockets: tuple[int, ...] = ()) -> Iterator[Server]:
+    """nginx in its jail."""
+    with contain.launch(name, sockets=sockets, stdout=log.fileno(), stderr=log.fileno()) as running:
+        ready(port, log)
+        yield Server(port, child(running.pid))
 
 
 def ready(port: int, log: IO[bytes]) -> None:
@@ -164,22 +185,123 @@ def ready(port: int, log: IO[bytes]) -> None:
         time.sleep(0.05)
 
 
-def wrk(port: int, load: str, seconds: float) -> float:
-    """Requests, or MB, in a second."""
-    path, options, counted = LOADS[load]
-    done = subprocess.run(
-        ["wrk", "-t", "1", "-d", f"{seconds:g}s", *options, f"http://{HOST}:{port}{path}"],
-        capture_output=True, text=True, check=True, timeout=60 + seconds,
-    )  # fmt: skip
-    found = re.search(rf"{counted}:\s+([0-9.]+)([KMG]?B?)", done.stdout)
-    if found is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
-        sys.exit(f"error: wrk says: {done.stdout}")
-    return float(found[1]) * UNITS[found[2]]
+class Load:
+    """One wrk on one server. It stands still but for its turns, so `rate` and `cpu_us` are of these alone."""
+
+    def __init__(self, server: Server, load: str) -> None:
+        path, options, self._counted = LOADS[load]
+        self._active_s = 0.0
+        self._cpu_ns = 0
+        self._worker = server.worker
+        self._process = subprocess.Popen(
+            ["wrk", "-t", "1", "-d", "10m", "--timeout", "10m", *options, f"http://{HOST}:{server.port}{path}"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._process.send_signal(signal.SIGSTOP)
+
+    def turn(self, seconds: float) -> None:
+        with self._measured():
+            self._process.send_signal(signal.SIGCONT)
+            time.sleep(seconds)
+            self._process.send_signal(signal.SIGSTOP)
+
+    def finish(self) -> None:
+        """A last turn, in which wrk is told to end."""
+        with self._measured():
+            self._process.send_signal(signal.SIGCONT)
+            output = self._interrupt()
+        found = re.search(r"([0-9]+) requests in [0-9.]+m?s, ([0-9.]+)([KMG]?B) read", output)
+        if found is None or self._process.returncode != 0 or "Non-2xx" in output or "Socket errors" in output:
+            sys.exit(f"error: wrk says: {output}")
+        done = float(found[2]) * UNITS[found[3]] if self._counted == "MB" else float(found[1])
+        self.rate = done / self._active_s
+        self.cpu_us = self._cpu_ns / 1e3 / done
+
+    def _interrupt(self) -> str:
+        """SIGINT until wrk has ended: the first may reach the thread that does not wait for it."""
+        deadline = time.monotonic() + 60
+        while True:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                return self._process.communicate(timeout=0.02)[0]
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > deadline:
+                    raise
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        cpu, began = cpu_ns(self._worker), time.perf_counter()
+        yield
+        self._active_s += time.perf_counter() - began
+        self._cpu_ns += cpu_ns(self._worker) - cpu
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process, finer than the ticks of /proc/PID/stat."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+def child(pid: int) -> int:
+    """The one child of a process."""
+    (only,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(only)
+
+
+def in_small_turns(servers: Mapping[str, Server], load: str, seconds: float, order: random.Random) -> dict[str, Load]:
+    """One round: every server is loaded for `seconds`, in turns so short that what else runs meets all alike."""
+    with ExitStack() as stack:
+        loads: dict[str, Load] = {}
+        for way, server in servers.items():
+            loads[way] = Load(server, load)
+            stack.callback(loads[way].kill)
+        for _ in range(round(seconds / TURN_SECONDS)):
+            for one in order.sample(list(loads.values()), len(loads)):
+                one.turn(TURN_SECONDS)
+        for one in loads.values():
+            one.finish()
+    return loads
+
+
+def one_by_one(servers: Mapping[str, Server], load: str, seconds: float, order: random.Random) -> dict[str, Load]:
+    """The same in one turn each: buffers would be filled between small ones."""
+    loads: dict[str, Load] = {}
+    for way in order.sample(list(servers), len(servers)):
+        loads[way] = Load(servers[way], load)
+        try:
+            loads[way].turn(seconds)
+            loads[way].finish()
+        finally:
+            loads[way].kill()
+    return loads
+
+
+def each_wall(
+    report: measure.Report, stack: ExitStack, servers: dict[str, Server], files: Path, log: IO[bytes],
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    """What Landlock and the filter cost a small page, in CPU time of nginx."""
+    compared = {way: servers[way] for way in (OUTSIDE, SHARED, PASSED)}
+    for number, (way, policy) in enumerate(LESS.items()):
+        port = free_port()
+        name = jail(f"less-{number}", files, port=port, network={"mode": "host"}, **policy)
+        compared[way] = stack.enter_context(behind_walls(name, port, log))
+    order = random.Random(0)
+    rounds = [in_small_turns(compared, "small pages", options.seconds, order) for _ in range(options.runs)]
+    spent = "CPU of nginx for a small page"
+    report.add(spent, {way: [loads[way].cpu_us for loads in rounds] for way in compared}, unit="us", scale=1.0)
+    for way in (SHARED, PASSED, *LESS):
+        report.compare(spent, way, OUTSIDE)
 
 
 def main() -> int:
     parser = measure.arguments(__doc__, runs=7)
-    parser.add_argument("--seconds", type=int, default=2, help="of each measurement (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement (default %(default)s)")
+    parser.add_argument("--each-wall", action="store_true", help="only small pages, with walls taken away in turn")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("error: run it as root: the services run as www-data")
@@ -196,24 +318,36 @@ def main() -> int:
         log = stack.enter_context(tempfile.TemporaryFile())
         private = {"mode": "private"}
         published = {"mode": "private", "publish": [f"{HOST}:{ports[PRIVATE]}:{INSIDE}"]}
-        stack.enter_context(outside(directory, files, ports[OUTSIDE], log, behind_pasta=False))
-        stack.enter_context(outside(directory, files, ports[PASTA], log, behind_pasta=True))
         shared = jail("shared", files, port=ports[SHARED], network={"mode": "host"})
-        stack.enter_context(started(shared, log))
         passed = jail("passed", files, port=ports[PASSED], network=private)
-        stack.enter_context(started(passed, log, (listener.fileno(),)))
-        stack.enter_context(started(jail("private", files, port=INSIDE, network=published), log))
-        for port in ports.values():
-            ready(port, log)
-        for load in LOADS:
-            ways: dict[str, Callable[[], float | None]] = {
-                way: partial(wrk, port, load, options.seconds) for way, port in ports.items()
-            }
-            unit = "MB/s" if LOADS[load][2].startswith("Transfer") else "1/s"
-            report.add(load, measure.in_turn(ways, options.runs, warm=1), unit=unit, scale=1.0)
+        jail("private", files, port=INSIDE, network=published)
+        servers = {
+            way: stack.enter_context(server)
+            for way, server in {
+                OUTSIDE: outside(directory, files, ports[OUTSIDE], log, behind_pasta=False),
+                SHARED: behind_walls(shared, ports[SHARED], log),
+                PASSED: behind_walls(passed, ports[PASSED], log, (listener.fileno(),)),
+                PRIVATE: behind_walls("private", ports[PRIVATE], log),
+                PASTA: outside(directory, files, ports[PASTA], log, behind_pasta=True),
+            }.items()
+        }
+        order = random.Random(0)
+        if options.each_wall:
+            each_wall(report, stack, servers, files, log, options)
+            return report.finish(as_json=options.json)
+        for load, (_, _, counted) in LOADS.items():
+            way_to_load = one_by_one if counted == "MB" else in_small_turns
+            rounds = [way_to_load(servers, load, options.seconds, order) for _ in range(options.runs)]
+            rates = {way: [loads[way].rate for loads in rounds] for way in servers}
+            cpu = {way: [loads[way].cpu_us for loads in rounds] for way in servers}
+            report.add(load, rates, unit=f"{counted}/s", scale=1.0)
             report.compare(load, SHARED, OUTSIDE, least=0.97)
             report.compare(load, PASSED, OUTSIDE, least=0.97)
             report.compare(load, PRIVATE, PASTA, least=1.0)
+            spent = f"{load}, CPU of nginx"
+            report.add(spent, cpu, unit=f"us/{counted.removesuffix('s')}", scale=1.0)
+            report.compare(spent, SHARED, OUTSIDE)
+            report.compare(spent, PASSED, OUTSIDE)
     return report.finish(as_json=options.json)
 
 
