@@ -209,6 +209,7 @@ def test_a_memory_limit_holds(size: str) -> None:
     assert status == (137 if size == "64M" else 0)
 
 
+@pytest.mark.slow
 def test_the_interface_is_typed(tmp_path: Path) -> None:
     mypy = shutil.which("mypy", path=os.path.dirname(sys.executable))
     if mypy is None:

@@ -120,6 +120,25 @@ def test_a_read_path_can_be_read_and_not_written(contain: Contain, tmp_path: Pat
     assert not (folder / "new").exists()
 
 
+TRUNCATE = "import os, sys; os.truncate(sys.argv[1], 0)"
+
+
+def test_what_may_only_be_read_is_not_truncated(contain: Contain, tmp_path: Path) -> None:
+    """The owner and the mode would let it be; Landlock grants that right, so that it is the mount that refuses."""
+    file = tmp_path / "folder/file"
+    file.parent.mkdir()
+    file.write_text("content")
+    if os.geteuid() == 0:
+        for path in (file.parent, file):
+            os.chown(path, ORDINARY, ORDINARY)
+    os.chmod(file, 0o666)
+    done = contain("--read", str(file.parent), "--", "/usr/bin/python3", "-c", TRUNCATE, str(file))
+    assert done.returncode == 1 and "Read-only file system" in done.stderr
+    assert file.read_text() == "content"
+    done = contain("--write", str(file.parent), "--", "/usr/bin/python3", "-c", TRUNCATE, str(file))
+    assert (done.returncode, file.read_text()) == (0, ""), done.stderr
+
+
 def test_a_written_path_keeps_what_was_written_for_its_owner(contain: Contain, tmp_path: Path) -> None:
     folder = tmp_path / "write me"
     folder.mkdir()

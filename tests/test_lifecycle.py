@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -245,6 +246,14 @@ def test_ephemeral_start_changes_no_volume(home: Home) -> None:
     assert len(list(volume.iterdir())) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="run as root: the service is another user")
+def test_home_of_a_system_account_is_the_hosts_and_empty(home: Home) -> None:
+    where = pwd.getpwnam("daemon").pw_dir
+    assert any(Path(where).iterdir())
+    home.build("homely", 'cd "$HOME" && pwd && echo *', 'user = "daemon"', programs='"sh"')
+    assert home.good("run", "homely", "--", "sh", "-c", 'cd "$HOME" && pwd && echo *').stdout == f"{where}\n*\n"
+
+
 def test_volume_survives_rebuild_and_rollback(home: Home) -> None:
     more = '[directories."/data"]\nkind = "volume"'
     home.build("keeps", "exec sleep 100", more)
@@ -348,6 +357,33 @@ def test_spec_names_sockets_and_a_service_manager_hands_others_over(listener: Ho
     assert ask(second) == b"from inside\n"
     with pytest.raises(ConnectionRefusedError):
         ask(first)
+
+
+LIBSYSTEMD = f"/usr/lib/{os.uname().machine}-linux-gnu/libsystemd.so.0"
+
+ASKING = """
+import ctypes, socket
+count = ctypes.CDLL("libsystemd.so.0").sd_listen_fds(0)
+server = socket.socket(fileno=3)
+while True:
+    client, _ = server.accept()
+    client.sendall(b"%d" % count)
+    client.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="run as root: a plain chroot needs it")
+@pytest.mark.skipif(not os.path.exists(LIBSYSTEMD), reason="`apt-get install libsystemd0`: it is asked for the sockets")
+@pytest.mark.parametrize(("wall", "network"), [("jail", "private"), ("chroot", "host")])
+def test_sockets_are_handed_to_the_pid_that_the_service_sees(listener: Home, wall: str, network: str) -> None:
+    """sd_listen_fds(3) takes no socket that was meant for another pid."""
+    path, number = listener.directory / "config/served.toml", port()
+    text = path.read_text().replace(json.dumps(SERVER), json.dumps(ASKING)).replace("ready = { tcp = 4242 }\n", "")
+    text = text.replace("3.11\"]", f'3.11", "{LIBSYSTEMD}"]').replace("[service]", f'walls = ["{wall}"]\n[service]')
+    path.write_text(f'{text}[network]\nmode = "{network}"\n')
+    listener.good("build", "served", "--no-observe", "--no-verify")
+    listener.good("start", "served", "--no-wait", "--listen", str(number))
+    assert ask(number) == b"1"
 
 
 @pytest.mark.parametrize("text", ["no-port", "127.0.0.1:0", "1.2.3:80", "80/sctp", "127.0.0.1:80:80"])

@@ -388,6 +388,7 @@ def test_what_fails_outside_for_a_user_points_to_the_lock(user: User) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_is_swept_by_the_next_command(user: User) -> None:
     user.good("build", "basic")
     command, environment = user.command([sys.executable, "-m", "stockade", "build", "basic"])
