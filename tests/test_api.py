@@ -205,8 +205,12 @@ def test_a_pool_that_was_not_used_leaves_nothing(home: Path) -> None:
 @pytest.mark.parametrize("size", ["64M", "600M"])
 def test_a_memory_limit_holds(size: str) -> None:
     script = "x = bytearray(200 << 20); x[::4096] = b'x' * len(x[::4096])"
-    status = stockade.run(["/usr/bin/python3", "-c", script], memory=size, timeout_s=30).status
-    assert status == (137 if size == "64M" else 0)
+    done = stockade.run(["/usr/bin/python3", "-c", script], memory=size, timeout_s=30)
+    assert (done.status, done.memory_kills) == ((137, 1) if size == "64M" else (0, 0))
+    if done.memory_kills:
+        with pytest.raises(stockade.ProgramError) as caught:
+            done.check()
+        assert "for want of memory" in (caught.value.hint or "")
 
 
 @pytest.mark.slow

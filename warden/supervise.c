@@ -23,6 +23,7 @@
 #include "report.h"
 #include "util.h"
 
+#define KILLED "the kernel killed %lu of the jail's processes for want of memory (its limit, or the host's)"
 #define REPORT_LINE (MESSAGE_TEXT + 128)
 
 #define DRAIN_MOST 1024 /* reads: more than a pipe of a process without privileges holds (pipe(7)) */
@@ -171,8 +172,12 @@ static void tell_of_memory(void)
         text[got > 0 ? got : 0] = '\0';
         const char *count = strstr(text, "oom_kill ");
         const unsigned long killed = count == NULL ? 0 : strtoul(count + sizeof "oom_kill", NULL, 10);
-        if (killed != 0)
-            note("memory %lu", killed);
+        if (killed == 0)
+            continue;
+        note("memory %lu", killed);
+        log_line(KILLED, killed);
+        if (self.settings->status < 0 && plan_last(self.plan, OP_LOG) == NULL)
+            dprintf(STDERR_FILENO, "note: " KILLED "\n", killed);
     }
 }
 
@@ -505,11 +510,11 @@ static int finish(const struct child *child, int status)
         snprintf(ended, sizeof ended, "signal %d", WTERMSIG(status));
     else
         snprintf(ended, sizeof ended, "exit %d", WEXITSTATUS(status));
+    tell_of_memory();
     if (again_wanted(self.settings, status != 0)) {
         remove_leftovers();
         again(self.settings, ended, self.watched[SIGNALS].fd);
     }
-    tell_of_memory();
     say("%s", ended);
     remove_leftovers();
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);

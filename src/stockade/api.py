@@ -35,6 +35,7 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
     """A command that ended behind the walls. `status` is its exit status, 128 + n after signal n.
 
     `cut`: it wrote more than is kept of a stream (64 MiB). `seconds` from before the launch to after the end.
+    `memory_kills`: so many of its processes the kernel killed for want of memory.
     """
 
     arguments: tuple[str, ...]
@@ -43,15 +44,16 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
     stderr: bytes = b""
     seconds: float = 0.0
     cut: bool = False
+    memory_kills: int = 0
 
     def check(self) -> Completed:
         """Itself; ProgramError unless the status is 0."""
         if self.status != 0:
             said = self.stderr[-_TAIL:].decode("utf-8", "replace").strip()
-            raise ProgramError(
-                f"`{self.arguments[0]}` ended with status {self.status}", hint=f"it said: {said}" if said else None,
-                status=self.status,
-            )  # fmt: skip
+            hint = f"it said: {said}" if said else None
+            if self.memory_kills:
+                hint = "the kernel killed it for want of memory: its limit may be too low (`memory`)"
+            raise ProgramError(f"`{self.arguments[0]}` ended with status {self.status}", hint=hint, status=self.status)
         return self
 
 
@@ -70,7 +72,7 @@ def _complete(
         )
     return Completed(
         arguments=tuple(arguments), status=output.status, stdout=output.stdout, stderr=output.stderr,
-        seconds=time.monotonic() - before, cut=output.cut,
+        seconds=time.monotonic() - before, cut=output.cut, memory_kills=running.memory_kills,
     )  # fmt: skip
 
 

@@ -120,9 +120,23 @@ def test_memory_beyond_the_limit_ends_only_who_takes_it(jail: Builder, neighbour
     jail(spec={"limits": {"memory": "16M"}})
     with neighbour.serving():
         code, _, _ = output("test", "/bin/dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=64")
+        with contain.launch("test", argv=["/bin/dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=64"]) as running:
+            assert running.wait(10) == 128 + signal.SIGKILL
+            assert running.memory_kills == 1
     assert code == 128 + signal.SIGKILL
     assert output("test", "/bin/dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=8")[0] == 0
     assert groups("test") == []
+
+
+@needs("memory")
+def test_kill_at_the_memory_limit_is_told_in_the_log(jail: Builder) -> None:
+    jail(spec={"service": {"command": ["/bin/busybox", "tail", "/dev/zero"]}, "limits": {"memory": "16M"}})
+    contain.launch("test", detach=True).close()
+    said = "the kernel killed 1 of the jail's processes for want of memory"
+    end = time.monotonic() + 20
+    while said not in b"".join(contain.logs("test")).decode() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert said in b"".join(contain.logs("test")).decode()
 
 
 @needs("cpu")

@@ -182,7 +182,13 @@ def wait(jail: contain.Running) -> int:
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        return jail.wait()
+        status = jail.wait()
+        if jail.memory_kills:
+            console.note(
+                f"note: the kernel killed {jail.memory_kills} of the jail's processes for want of memory (its limit, or "
+                "the host's)"
+            )
+        return status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -72,6 +72,11 @@ class Running:
         """The warden outside of the jail."""
         return self._state.supervisor[0] if self._state.supervisor else 0
 
+    @property
+    def memory_kills(self) -> int:
+        """How many of its processes the kernel killed for want of memory; known once it has ended."""
+        return self._state.memory_kills
+
     def started(self) -> None:
         """Wait until the service is executed, or waits at its gate. WallError when a launch step failed."""
         deadline = time.monotonic() + _LAUNCH_SECONDS

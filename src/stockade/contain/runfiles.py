@@ -45,6 +45,7 @@ class State:
         self.restarts: int | None = None    # None for a jail that has one life
         self.last = ""                      # how the life before ended: "exit 1", "signal 9", "failed …"
         self.waiting_ms: int | None = None  # between two lives: how long
+        self.memory_kills = 0               # how many of its processes the kernel killed for want of memory
         self.helper_lost = False            # a network helper has ended before its jail
 
     @property
@@ -94,6 +95,8 @@ def take(state: State, line: str) -> None:
             setattr(state, "waiting_ms" if word == "waiting" else word, int(value))
         case "instance" | "last":
             setattr(state, word, value)
+        case "memory" if value.isdecimal():
+            state.memory_kills += int(value)
         case "helper":
             state.helper_lost = True
         case "exec":
