@@ -197,6 +197,17 @@ def test_a_program_that_does_without_is_not_said_to_fail(home: Home) -> None:
     assert [refusal["what"] for refusal in report["refusals"]] == ["setuid"]
 
 
+def test_a_right_that_was_only_asked_for_is_told_and_not_offered(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.build("box", spec("box", "", 'user = "nobody"'))
+    report = home.why("box", python("print(os.access('/etc/passwd', os.W_OK))"))
+    [refusal] = report["refusals"]
+    assert (report["works"], refusal["what"], refusal["error"]) == (True, "stat `/etc/passwd`", "EACCES")
+    assert (report["toml"], refusal["never"], refusal["lines"]) == ("", False, [])
+    assert "a right (access(2)) that its mode 0444 does not give `nobody`" in refusal["reason"]
+    home.good("rm", "--force", "box")
+
+
 def test_asking_why_leaves_the_jail_as_it_was(home: Home) -> None:
     kept = sorted((home.directory / "state" / "jails" / "box").rglob("*"))
     times = [(path, path.lstat().st_mtime_ns) for path in kept if path.is_file()]

@@ -40,7 +40,7 @@ def why(arguments: argparse.Namespace) -> None:
         console.json_report(report)
         return
     _show(report)
-    if report.toml:
+    if report.toml and not report.works:
         console.next_command(f"put the lines that it needs into the spec, then `stockade build {report.name}`")
 
 
@@ -57,7 +57,8 @@ def _show(report: WhyReport) -> None:
     if report.toml:
         again = "it works" if report.works_with_lines else "it does not work yet"
         tried = f" ({again} with those that could be tried)" if report.runs > 1 and not report.works else ""
-        console.text(f"\nall lines together{tried}:\n")
+        wanted = "it needs none of this; to allow it all the same" if report.works else f"all lines together{tried}"
+        console.text(f"\n{wanted}:\n")
         console.text(report.toml)
 
 

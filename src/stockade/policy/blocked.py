@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import msgspec
 
@@ -288,7 +289,11 @@ class _View:
             yield self._path(access, "files", reason, changes.mode(access.path, mode), tried=False)
             return
         if user != "root":
-            if entry is not None and entry.type == "file" and not writing:
+            if entry is not None and access.operation == "stat" and self._in_sight(access.path):
+                reason = f"asked for a right (access(2)) that its mode {entry.mode:04o} does not give `{user}`"
+                found = self._path(access, "files", reason, None)
+                yield Blocked(msgspec.structs.replace(found.refusal, never=False))
+            elif entry is not None and entry.type == "file" and not writing:
                 reason = f"its mode {entry.mode:04o} lets uid {entry.uid} and gid {entry.gid} in, not `{user}`"
                 yield self._path(access, "files", reason, changes.owner(access.path, user), tried=False)
             elif writing:
@@ -301,6 +306,11 @@ class _View:
             return
         change = changes.capability(capability, found=self._lock.capabilities)
         yield self._path(access, "files", f"it belongs to another user: that needs `{capability}`", change)
+
+    def _in_sight(self, path: str) -> bool:
+        """Whether everybody may look the path up: stat(2) needs no right to what it leads to."""
+        above = (self._entries.get(str(parent)) for parent in PurePosixPath(path).parents)
+        return all(entry is None or entry.mode & stat.S_IXOTH for entry in above)
 
     def _blocked(
         self, seen: CallSeen, wall: Obstacle, reason: str, change: Change, what: str = "", *, tried: bool = True
