@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from jailer import Running, Stockade, failure, lacking
+from jailer import SYSTEM_PATH, Running, Stockade, failure, lacking
 
 from stockade import specfile
 from stockade.kernel import capabilities
@@ -40,8 +41,9 @@ FIRST_JAIL_ID = 1879048192
 NEVER_ROOT = ("apache2", "named", "nginx")
 
 # Recipes whose command serves clients; the others are for `run`.
-SERVICES = {name: spec for name, spec in SPECS.items() if spec.service.ready != Ready()}
-PROGRAMS_TO_RUN = {name: spec for name, spec in SPECS.items() if name not in SERVICES}
+MACHINES = {name: spec for name, spec in SPECS.items() if "vm" in spec.walls}
+SERVICES = {name: spec for name, spec in SPECS.items() if spec.service.ready != Ready() and name not in MACHINES}
+PROGRAMS_TO_RUN = {name: spec for name, spec in SPECS.items() if name not in SERVICES and name not in MACHINES}
 
 
 class Jails:
@@ -150,6 +152,25 @@ def test_stopped_jail_leaves_nothing(jail: Running) -> None:
     jail.stockade.good("stop", jail.spec.name)
     assert jail.spec.name not in jail.stockade.running()
     assert jail.leftovers() == []
+
+
+def test_started_honeypot_lets_in_at_its_published_port_and_keeps_what_was_typed(jails: Jails, tmp_path: Path) -> None:
+    assert list(MACHINES) == ["honeypot"]
+    spec, stockade = jails.built("honeypot"), jails.stockade
+    (exercise,), (published,) = spec.exercises, map(parse, spec.network.publish)
+    dialogue = (exercise.input or "").replace("telnet 127.0.0.1", f"telnet {published.address} {published.port}")
+    stockade.good("start", "honeypot")
+    try:
+        environment = {"PATH": SYSTEM_PATH, "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            exercise.command, env=environment, input=dialogue, capture_output=True, text=True, errors="surrogateescape",
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert failure(exercise, done) == ""
+        assert "toor" in stockade.good("guest", "record", "--typed", "honeypot")
+    finally:
+        stockade.good("stop", "honeypot")
+    assert "honeypot" not in stockade.running()
 
 
 def test_each_recipe_shows_a_refusal() -> None:
