@@ -185,8 +185,8 @@ def wait(jail: contain.Running) -> int:
         status = jail.wait()
         if jail.memory_kills:
             console.note(
-                f"note: the kernel killed {jail.memory_kills} of the jail's processes for want of memory (its limit, or "
-                "the host's)"
+                f"note: the kernel killed {jail.memory_kills} of the jail's processes for want of memory "
+                "(its limit, or the host's)"
             )
         return status
     finally:
