@@ -128,7 +128,9 @@ def test_the_hosts_kernel_is_found_and_asked_once(empty_home: Path) -> None:
 def test_loops_per_jiffy_are_measured_once_and_kept(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_uml()
     found = kernels.find()
-    measured = kernels.loops_per_jiffy(found)
+    # On a machine that is busy a boot may not tell; the next start asks again.
+    tries = (kernels.loops_per_jiffy(found) for _ in range(5))
+    measured = next((value for value in tries if value is not None), None)
     assert measured is not None and measured > 10_000
 
     def never(_: list[str]) -> int:
