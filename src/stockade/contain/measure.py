@@ -88,26 +88,25 @@ def started_at(ticks: int, now: float, uptime: float) -> float:
 
 def members(init: int) -> tuple[int, ...]:
     """Pids of the jail whose first process is `init`, as the caller sees them, PID 1 first."""
-    try:
-        return (init, *sorted(_descendants(init)))
-    except NotImplementedError:
-        return (init, *sorted(_descendants_by_parent(init)))
+    listed = _descendants(init)
+    return (init, *sorted(_descendants_by_parent(init) if listed is None else listed))
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """Children of every thread and theirs; NotImplementedError on a kernel without CONFIG_PROC_CHILDREN."""
-    for path in glob.iglob(f"/proc/{pid}/task/*"):
-        try:
-            children = Path(path, "children").read_text(encoding="ascii").split()
-        except ProcessLookupError:
-            continue
-        except FileNotFoundError:
-            if os.path.exists(path):
-                raise NotImplementedError("children") from None
-            continue
-        for child in map(int, children):
-            yield child
-            yield from _descendants(child)
+def _descendants(pid: int) -> list[int] | None:
+    """Children of every thread and theirs; None on a kernel without CONFIG_PROC_CHILDREN. A jail decides how deep."""
+    found = [pid]
+    for parent in found:
+        for path in glob.iglob(f"/proc/{parent}/task/*"):
+            try:
+                children = Path(path, "children").read_text(encoding="ascii").split()
+            except ProcessLookupError:
+                continue
+            except FileNotFoundError:
+                if os.path.exists(path):
+                    return None
+                continue
+            found += map(int, children)
+    return found[1:]
 
 
 def _descendants_by_parent(init: int) -> Iterator[int]:
