@@ -21,11 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stockade import workflow
+from stockade import elf, workflow
 from stockade.assure import audit
 from stockade.build.generations import Store
 from stockade.records.spec import Files, Limits, Service, Spec
-from stockade.resolve import elf
 
 PROGRAMS = 290  # with their libraries some 500 files
 TARGETS = {"jail": 1.0, "minbase": 10.0}

@@ -13,13 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "src" / "stockade"
 
 LEAVES = {"errors"}
-ANYONE = {"errors", "places", "spread", "records", "kernel"}
+ANYONE = {"errors", "places", "spread", "records", "kernel", "elf"}
 MAY_IMPORT = {
     "errors": set(),
     "places": LEAVES,
     "spread": set(),
     "records": LEAVES,
     "kernel": LEAVES | {"records"},
+    "elf": LEAVES,
     "specfile": ANYONE,
     "doctor": ANYONE | {"vm"},  # it names the kernels that guests would use
     "resolve": ANYONE,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from stockade import elf
 from stockade.assure import audit
 from stockade.assure.audit import Subject
 from stockade.build.lock import encode_spec
@@ -21,7 +22,7 @@ from stockade.records.report import AuditReport
 from stockade.records.spec import Limits, Service, Spec
 from stockade.records.text import escape
 from stockade.records.trace import Trace
-from stockade.resolve import elf, ldso
+from stockade.resolve import ldso
 
 PLAIN = "root:x:0:0::/nonexistent:/usr/sbin/nologin\n"
 SPEC = Spec(

@@ -161,7 +161,7 @@ def plan_of(
     )
     identity = accounts.identity(spec, files)
     generated = (*account_seeds(files), *seeds(spec, secrets, files))
-    facts = _host_facts(spec, identity, store)
+    facts = _host_facts(closure, spec, identity, store)
     return plan(closure, spec, generated, files, host=facts), identity
 
 
@@ -188,7 +188,7 @@ def _directories(closure: Closure, spec: Spec) -> set[str]:
     return known | set(spec.directories)
 
 
-def _host_facts(spec: Spec, identity: Identity, store: Store) -> HostFacts:
+def _host_facts(closure: Closure, spec: Spec, identity: Identity, store: Store) -> HostFacts:
     mounts = {}
     for mount in spec.mounts:
         if not os.path.exists(mount.source):
@@ -201,10 +201,15 @@ def _host_facts(spec: Spec, identity: Identity, store: Store) -> HostFacts:
         real = os.path.realpath(path)
         if os.path.exists(real) and "security.capability" in os.listxattr(real):
             capabilities[real] = capabilities[path] = os.getxattr(real, "security.capability")
+    sources = [entry.source for entry in closure.entries if entry.type == "file" and entry.source is not None]
     facts = HostFacts(
         mounts=mounts,
         capabilities=capabilities,
         library_directories=loader.host_directories(),
+        libraries={source: found for source in sources if (found := loader.library(source)) is not None},
+        configurations={
+            source: loader.text(source) for source in sources if source.startswith(f"{loader.CONFIGURATION}.d/")
+        },
         id_count=store.ids.count if isinstance(store.ids, userns.Range) else ID_COUNT,
     )
     require_ids(identity, store)

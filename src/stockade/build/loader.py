@@ -1,31 +1,40 @@
-"""The cache of ld.so for a rootfs. Runs the host's ldconfig with the rootfs as its root."""
+"""The configuration and the cache of ld.so for a rootfs, from what will be in it. Reads the host's libraries only."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import glob
 import os
 import re
-import select
-import signal
-import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from stockade.errors import BuildError, HostError
-from stockade.kernel.beneath import Root
+from stockade import elf
+from stockade.elf.cache import FLAGS, CacheEntry, encode
+from stockade.errors import ElfError
 
-__all__ = ["CACHE", "CONFIGURATION", "configured", "host_directories", "is_library", "is_loader", "make_cache"]
+__all__ = [
+    "CACHE", "CONFIGURATION", "DEFAULT", "Library", "cache", "configured", "directories", "host_directories",
+    "is_loader", "library", "text",
+]  # fmt: skip
 
 CACHE = "/etc/ld.so.cache"
 CONFIGURATION = "/etc/ld.so.conf"
 
+#: Indexed by ldconfig(8) whatever its configuration says.
+DEFAULT = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
 _LIBRARY = re.compile(r".+\.so(\.|\Z)")
+_INDEXED = re.compile(r"(lib|ld-).*\.so")  # of other names ldconfig(8) takes no notice
+_HWCAPS = "/glibc-hwcaps/"
+_MOST_INCLUDES = 8
 # Names of glibc's dynamic loader (the psABI of each architecture); musl's reads no cache.
 _LOADER = re.compile(r"ld-linux[\w-]*\.so\.\d+|ld64\.so\.\d+|ld-\d+\.\d+\.so|ld\.so\.1")
-_TIMEOUT_S = 60
-_AUXILIARY = "/var/cache/ldconfig/aux-cache"
+
+
+class Library(NamedTuple):
+    """What a cache must know of a library: its SONAME, where it has one, and the linkers that it is for."""
+
+    soname: str | None
+    flags: int
 
 
 def is_loader(path: str) -> bool:
@@ -33,27 +42,51 @@ def is_loader(path: str) -> bool:
     return _LOADER.fullmatch(path.rpartition("/")[2]) is not None
 
 
-def is_library(path: str) -> bool:
-    """Whether `path` has the name of a library, as those have that ldconfig(8) looks at."""
-    return _LIBRARY.match(path.rpartition("/")[2]) is not None
-
-
-def host_directories(configuration: Path = Path(CONFIGURATION)) -> tuple[str, ...]:
-    """Directories of the host's ld.so.conf with its includes, in order (ldconfig(8))."""
-    return tuple(dict.fromkeys(_directories(configuration, depth=0)))
-
-
-def _directories(configuration: Path, *, depth: int) -> Iterator[str]:
+def library(path: str) -> Library | None:
+    """The library in the host's file `path`; None for anything else, and for one that ld.so could not load."""
+    if not _INDEXED.match(path.rpartition("/")[2]):
+        return None
     try:
-        text = os.fsdecode(configuration.read_bytes())
+        found = elf.read(path)
+    except (ElfError, OSError):
+        return None
+    flags = FLAGS.get((found.machine, found.bits)) if found is not None and found.dynamic else None
+    return Library(found.soname, flags) if found is not None and flags is not None else None
+
+
+def host_directories(configuration: str = CONFIGURATION) -> tuple[str, ...]:
+    """Directories of the host's ld.so.conf with its includes, in order (ldconfig(8))."""
+    return directories(configuration, text, glob.glob)
+
+
+def text(path: str) -> str:
+    """What is in a configuration file of the host; "" where it cannot be read, which ldconfig(8) makes nothing of."""
+    try:
+        with open(path, "rb") as file:
+            return os.fsdecode(file.read())
     except (FileNotFoundError, PermissionError, IsADirectoryError):
-        return
-    for line in text.split("\n"):
+        return ""
+
+
+def directories(
+    configuration: str, read: Callable[[str], str], matching: Callable[[str], Iterable[str]]
+) -> tuple[str, ...]:
+    """Directories that the file `configuration` names, with its includes, in order (ldconfig(8)).
+
+    `read` gives the text of a file, `matching` the paths that a glob(7) pattern matches.
+    """
+    return tuple(dict.fromkeys(_directories(configuration, read, matching, depth=0)))
+
+
+def _directories(
+    configuration: str, read: Callable[[str], str], matching: Callable[[str], Iterable[str]], *, depth: int
+) -> Iterator[str]:
+    for line in read(configuration).split("\n"):
         words = line.partition("#")[0].split()
-        if words[:1] == ["include"] and depth < 8:
+        if words[:1] == ["include"] and depth < _MOST_INCLUDES:
             for pattern in words[1:]:
-                for name in sorted(glob.glob(str(configuration.parent / pattern))):
-                    yield from _directories(Path(name), depth=depth + 1)
+                for name in sorted(matching(os.path.join(os.path.dirname(configuration), pattern))):
+                    yield from _directories(name, read, matching, depth=depth + 1)
         elif words[:1] != ["hwcap"]:
             for word in " ".join(words).replace(":", " ").replace(",", " ").split():
                 directory = word.partition("=")[0].rstrip("/")
@@ -67,83 +100,31 @@ def configured(directories: Iterable[str], files: Iterable[str]) -> bytes:
     Both as canonical paths of the rootfs; the order of `directories` is kept.
     """
     holding = {directory for directory, _, name in (path.rpartition("/") for path in files) if _LIBRARY.match(name)}
-    hwcaps = {directory.partition("/glibc-hwcaps/")[0] for directory in holding}
+    hwcaps = {directory.partition(_HWCAPS)[0] for directory in holding}
     wanted = [directory for directory in dict.fromkeys(directories) if directory in holding | hwcaps]
     return os.fsencode("".join(f"{directory}\n" for directory in wanted))
 
 
-def _ldconfig() -> int:
-    """A descriptor of ldconfig; Ubuntu's is a script around `ldconfig.real`."""
-    search = ["/usr/sbin", "/sbin", *os.environ.get("PATH", "").split(":")]
-    for name in ("ldconfig.real", "ldconfig"):
-        for directory in filter(os.path.isabs, search):
-            with contextlib.suppress(OSError):
-                return os.open(Path(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-    raise HostError(
-        "`ldconfig` is not installed, and dynamic programs need a cache of their libraries",
-        hint="install it: `apt-get install libc-bin`",
-    )
+def cache(searched: Iterable[str], libraries: Mapping[str, Library]) -> bytes:
+    """Content of a rootfs's ld.so.cache: `libraries`, by their canonical paths in it, that lie in `searched`.
 
-
-def make_cache(root: Root, path: str) -> None:
-    """Have ldconfig write `path` of `root` from the libraries there and its ld.so.conf.
-
-    BuildError with ldconfig's own words when it fails.
+    Links to a library count as it does. Of libraries with one name the one in the first of `searched` wins.
     """
-    program = _ldconfig()
-    try:
-        # With -r it makes the directory its root, by chroot(2) where it may.
-        inside = ["-r", f"/proc/self/fd/{root.descriptor}"]
-        status, output = _run(root, program, ["ldconfig", "-X", "-i", "-C", path, "-f", CONFIGURATION, *inside])
-    finally:
-        os.close(program)
-    _remove_auxiliary(root)
-    if status != 0 and os.strerror(errno.ENOSPC) in output:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-    if status != 0:
-        raise BuildError(
-            f"`ldconfig` ended with status {status} on the new root: {output or 'no message'}",
-            hint="a damaged library in a directory of `/etc/ld.so.conf` does that; `files.exclude` leaves it out",
-        )
+    within: dict[str, dict[str, Library]] = {}
+    for path, found in libraries.items():
+        above, _, name = path.rpartition("/")
+        if _INDEXED.match(name):
+            within.setdefault(above, {})[name] = found
+    hwcaps = sorted(directory for directory in within if _HWCAPS in directory)
+    entries: list[tuple[str, CacheEntry]] = []
+    for directory in dict.fromkeys(searched):
+        for place in (*(found for found in hwcaps if found.startswith(f"{directory}{_HWCAPS}")), directory):
+            entries += _entries(place, within.get(place, {}), place[len(directory) + len(_HWCAPS) :])
+    return encode(entries)
 
 
-def _run(root: Root, program: int, arguments: list[str]) -> tuple[int, str]:
-    """Run a `program` that inherits the descriptor of `root`; its status and what it wrote to stderr."""
-    output_out, output_in = os.pipe()
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    # Copied on itself a descriptor stays open across the exec (posix_spawn_file_actions_adddup2(3)).
-    pairs = ((null, 0), (null, 1), (output_in, 2), (root.descriptor, root.descriptor))
-    try:
-        # Other threads make files meanwhile, so nothing of Python's may run in the child.
-        pid = os.posix_spawn(
-            f"/proc/self/fd/{program}", arguments, {"PATH": "/"},
-            file_actions=[(os.POSIX_SPAWN_DUP2, source, target) for source, target in pairs],
-        )  # fmt: skip
-    finally:
-        os.close(null)
-        os.close(output_in)
-    chunks = []
-    deadline = time.monotonic() + _TIMEOUT_S
-    try:
-        while select.select([output_out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            chunk = os.read(output_out, 65536)
-            if not chunk:
-                break
-            chunks.append(chunk)
-        else:
-            os.kill(pid, signal.SIGKILL)
-            chunks.append(f"no end within {_TIMEOUT_S} s".encode())
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        os.close(output_out)
-        _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), os.fsdecode(b"".join(chunks)).strip()
-
-
-def _remove_auxiliary(root: Root) -> None:
-    """Remove ldconfig's own cache of file times, which it writes where it finds the directory for it."""
-    with contextlib.suppress(FileNotFoundError):
-        above, name = root.parent(_AUXILIARY)
-        os.unlink(name, dir_fd=above)
+def _entries(place: str, libraries: Mapping[str, Library], hwcaps: str) -> Iterator[tuple[str, CacheEntry]]:
+    """By the name that each has there, and by its SONAME where nothing has that name."""
+    for name, found in sorted(libraries.items()):
+        names = {name, found.soname} if found.soname and found.soname not in libraries else {name}
+        yield from ((known, CacheEntry(found.flags, f"{place}/{name}", hwcaps)) for known in sorted(names))

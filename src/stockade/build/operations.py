@@ -15,9 +15,9 @@ from stockade.kernel.beneath import Root, start_writing
 from stockade.records.text import escape
 from stockade.spread import spread
 
-from . import copying, loader
+from . import copying
 
-__all__ = ["Applied", "CopyFile", "MakeDirectory", "MakeLoaderCache", "MakeSymlink", "Operation", "WriteFile", "apply"]
+__all__ = ["Applied", "CopyFile", "MakeDirectory", "MakeSymlink", "Operation", "WriteFile", "apply"]
 
 _CAPABILITY = "security.capability"
 _LARGE = 1 << 20  # bytes
@@ -131,29 +131,12 @@ class WriteFile(_Step, frozen=True, kw_only=True, tag=True):
         return Applied(hashlib.sha256(self.content).hexdigest(), len(self.content), 0)
 
 
-class MakeLoaderCache(_Step, frozen=True, kw_only=True, tag=True):
-    """Have ldconfig(8) write the cache of ld.so for what the rootfs holds by now."""
-
-    def describe(self) -> str:
-        return f"make the loader's cache {escape(self.path)}, {self._owned()}"
-
-    def apply(self, root: Root) -> Applied:
-        loader.make_cache(root, self.path)
-        descriptor = root.openat(self.path, os.O_RDONLY)
-        try:
-            self._finish(descriptor, 0)
-            return Applied(copying.digest(descriptor), os.fstat(descriptor).st_size, 0)
-        finally:
-            os.close(descriptor)
-
-
-Operation: TypeAlias = MakeDirectory | MakeSymlink | CopyFile | WriteFile | MakeLoaderCache
+Operation: TypeAlias = MakeDirectory | MakeSymlink | CopyFile | WriteFile
 
 
 def apply(operations: Sequence[Operation], root: Root) -> tuple[Applied, ...]:
     """Make directories in order, then files and links, several at once; the results stand in the order.
 
-    The loader's cache is made when everything is there that stands before it, beside what stands after it.
     BuildError says which operation failed; only the OSError of a full disk goes through. Directories get their time
     again at the end, as filling them changed it.
     """
@@ -165,10 +148,8 @@ def apply(operations: Sequence[Operation], root: Root) -> tuple[Applied, ...]:
                 results[place] = _apply(operation, own)
 
     steps = list(enumerate(operations))
-    cut = next((place for place, operation in steps if isinstance(operation, MakeLoaderCache)), len(steps))
     carry_out(step for step in steps if isinstance(step[1], MakeDirectory))
-    for part in (steps[:cut], steps[cut:]):
-        spread(sorted((step for step in part if not isinstance(step[1], MakeDirectory)), key=_rank), carry_out)
+    spread(sorted((step for step in steps if not isinstance(step[1], MakeDirectory)), key=_rank), carry_out)
     for operation in operations:
         if operation.path == "/":
             os.utime(root.descriptor, (0, 0))
@@ -179,11 +160,8 @@ def apply(operations: Sequence[Operation], root: Root) -> tuple[Applied, ...]:
 
 
 def _rank(step: tuple[int, Operation]) -> int:
-    """The loader's cache first, whose program other work need not wait for; large files next, or one is the last."""
-    operation = step[1]
-    if isinstance(operation, MakeLoaderCache):
-        return 0
-    return 1 if isinstance(operation, CopyFile) and operation.size >= _LARGE else 2
+    """Large files first, or one of them is what is waited for at the end."""
+    return -step[1].size if isinstance(step[1], CopyFile) and step[1].size >= _LARGE else 0
 
 
 def _apply(operation: Operation, root: Root) -> Applied:

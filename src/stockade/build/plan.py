@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import fnmatch
+import os
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -17,7 +19,7 @@ from . import loader
 from .accounts import AccountFiles
 from .layout import Layout, layout
 from .links import Links
-from .operations import CopyFile, MakeDirectory, MakeLoaderCache, MakeSymlink, Operation, WriteFile
+from .operations import CopyFile, MakeDirectory, MakeSymlink, Operation, WriteFile
 from .permissions import ID_COUNT, Ownership
 from .tree import Node, Tree
 
@@ -28,13 +30,16 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan must know of the host.
 
     `mounts`: type of each source of the spec's mounts. `capabilities`: `security.capability` of files that may keep
-    it. `library_directories`: those of its ld.so.conf. `id_count`: ids that the jail can have. `single`: uid and gid
-    that own everything, where the jail has only one id.
+    it. `library_directories`: those of its ld.so.conf. `libraries`: what its libraries say of themselves.
+    `configurations`: texts that an ld.so.conf may include. `id_count`: ids that the jail can have. `single`: uid and
+    gid that own everything, where the jail has only one id.
     """
 
     mounts: dict[str, str] = {}
     capabilities: dict[str, bytes] = {}
     library_directories: tuple[str, ...] = ()
+    libraries: dict[str, loader.Library] = {}
+    configurations: dict[str, str] = {}
     id_count: int = ID_COUNT
     single: tuple[int, int] | None = None
 
@@ -159,37 +164,50 @@ def _add_launched(tree: Tree, spec: Spec, made: Layout, proc: str, host: HostFac
 
 
 def _add_loader(tree: Tree, host: HostFacts) -> None:
-    """Add ld.so.conf and the place of its cache, if glibc's loader is in the tree."""
+    """Add ld.so.conf and ld.so's cache, if glibc's loader is in the tree."""
     files = [path for path, node in tree.nodes.items() if node.type == "file"]
     cache, configuration = tree.links.place(loader.CACHE), tree.links.place(loader.CONFIGURATION)
     if not any(loader.is_loader(path) for path in files):
         tree.nodes.pop(cache, None)
         return
     known = tree.nodes.get(configuration)
-    if known is None or known.source is not None:
+    content = known.content if known is not None else None
+    if content is None:
         content = loader.configured([tree.links.resolve(path) for path in host.library_directories], files)
         evidence = Evidence(kind="generated", detail="directories of the jail's libraries")
         tree.add_file(Node(path=configuration, type="file", content=content, mode=0o444, evidence=(evidence,)))
+    named = loader.directories(
+        configuration, lambda path: _text(tree.nodes.get(tree.links.resolve(path)), host),
+        lambda pattern: fnmatch.filter(tree.nodes, tree.links.place(pattern)),
+    )  # fmt: skip
+    searched = [tree.links.resolve(path) for path in (*named, *loader.DEFAULT)]
+    content = loader.cache(searched, dict(_libraries(tree, host)))
     evidence = Evidence(kind="generated", detail="cache of the jail's libraries")
-    tree.add_file(Node(path=cache, type="file", mode=0o444, evidence=(evidence,)))
+    tree.add_file(Node(path=cache, type="file", content=content, mode=0o444, evidence=(evidence,)))
+
+
+def _text(node: Node | None, host: HostFacts) -> str:
+    """What a file of the tree will say to ldconfig(8)."""
+    if node is None or node.type != "file":
+        return ""
+    return host.configurations.get(node.source or "", "") if node.content is None else os.fsdecode(node.content)
+
+
+def _libraries(tree: Tree, host: HostFacts) -> Iterator[tuple[str, loader.Library]]:
+    """The libraries of the tree by path, and the links to them."""
+    for path, node in tree.nodes.items():
+        end = tree.links.end(path) if node.type == "symlink" else path
+        there = tree.nodes.get(end) if end is not None else None
+        if there is not None and there.source in host.libraries:
+            yield path, host.libraries[there.source]
 
 
 def _order(node: Node) -> tuple[int, str, str]:
-    """Directories first, parents before children; then what the loader's cache is made from, the cache, and the rest.
-
-    Of the files, those of one directory stand together.
-    """
+    """Directories first, parents before children; of the rest, those of one directory stand together."""
     if node.type == "directory":
         return 0, node.path, ""
     above, _, name = node.path.rpartition("/")
-    if _is_cache(node):
-        return 2, above, name
-    indexed = node.type == "symlink" or node.path == loader.CONFIGURATION or loader.is_library(node.path)
-    return (1 if indexed else 3), above, name
-
-
-def _is_cache(node: Node) -> bool:
-    return node.type == "file" and node.source is None and node.content is None
+    return 1, above, name
 
 
 def _operation(tree: Tree, node: Node, host: HostFacts) -> Operation:
@@ -206,9 +224,7 @@ def _operation(tree: Tree, node: Node, host: HostFacts) -> Operation:
             path=node.path, source=node.source, mode=node.mode, uid=uid, gid=gid, capabilities=capabilities,
             size=node.size,
         )  # fmt: skip
-    if node.content is None:
-        return MakeLoaderCache(path=node.path, mode=node.mode, uid=uid, gid=gid)
-    return WriteFile(path=node.path, content=node.content, mode=node.mode, uid=uid, gid=gid)
+    return WriteFile(path=node.path, content=node.content or b"", mode=node.mode, uid=uid, gid=gid)
 
 
 def _checked_directory(found: LockDirectory, host: HostFacts) -> LockDirectory:

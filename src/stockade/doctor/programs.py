@@ -33,7 +33,6 @@ class Program(NamedTuple):
 
 PROGRAMS = (
     Program("strace", "strace", "observing a service", "a jail is built only from a lock", ("-V",), required=True),
-    Program("ldconfig", "libc-bin", "the jail's own library cache", "no jail can be built", required=True),
     Program("ssh-keygen", "openssh-client", "generating ssh keys", "recipes with ssh keys cannot be built"),
     Program("openssl", "openssl", "generating certificates", "recipes with TLS cannot be built", ("version",)),
     Program("pasta", "passt", "private networks with published ports", "no `mode = \"private\"` in `[network]`"),

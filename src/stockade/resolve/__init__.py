@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import elf, ldso, packages, shebang
+from . import ldso, packages, shebang
 from .closure import require_command, resolve
 from .packages import PackageIndex
 
@@ -17,7 +17,6 @@ __all__ = [
     "Step",
     "Summary",
     "chain",
-    "elf",
     "gaps",
     "ldso",
     "packages",

@@ -6,9 +6,9 @@ import functools
 import itertools
 from typing import NamedTuple
 
-__all__ = ["EM_386", "EM_AARCH64", "EM_X86_64", "Processor", "processor"]
+from stockade.elf import EM_386, EM_AARCH64, EM_X86_64
 
-EM_386, EM_X86_64, EM_AARCH64 = 3, 62, 183
+__all__ = ["Processor", "processor"]
 
 # x86-64 psABI, table "Micro-Architecture Levels", in the kernel's spelling of the flags.
 _LEVELS = (

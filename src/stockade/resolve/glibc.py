@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from . import cache as ldcache
-from .cpu import EM_386, EM_AARCH64, EM_X86_64, Processor, processor
+from stockade.elf import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
+from stockade.elf import cache as ldcache
+
+from .cpu import Processor, processor
 from .host import Host
 from .linkmap import Files, Object
 
@@ -18,17 +20,9 @@ LINKERS = {
     (EM_386, 32): "/lib/ld-linux.so.2",
     (EM_AARCH64, 64): "/lib/ld-linux-aarch64.so.1",
     (40, 32): "/lib/ld-linux-armhf.so.3",
-    (243, 64): "/lib/ld-linux-riscv64-lp64d.so.1",
+    (EM_RISCV, 64): "/lib/ld-linux-riscv64-lp64d.so.1",
     (21, 64): "/lib64/ld64.so.2",
     (22, 64): "/lib/ld64.so.1",
-}
-# sysdeps/*/dl-cache.h: which of the cache's entries are for which linker. Others are told apart by opening them.
-_CACHE_FLAGS = {
-    (EM_X86_64, 64): 0x0303,
-    (EM_X86_64, 32): 0x0803,
-    (EM_386, 32): 0x0003,
-    (EM_AARCH64, 64): 0x0A03,
-    (243, 64): 0x1003,
 }
 _TOKEN = re.compile(r"\$(?:\{(ORIGIN|PLATFORM|LIB)\}|(ORIGIN|PLATFORM|LIB)(?![A-Za-z0-9_]))")
 # It begins with a literal byte: so the search goes from one to the next, twenty times as fast.
@@ -191,7 +185,7 @@ class Glibc:
         return self._files.open(path, self._like)
 
     def _best(self, entries: list[ldcache.CacheEntry]) -> str | None:
-        flags = _CACHE_FLAGS.get(self._kind)
+        flags = ldcache.FLAGS.get(self._kind)
         if len(entries) == 1 and entries[0].flags == flags and entries[0].hwcaps == "":
             return entries[0].path
         usable = [entry for entry in entries if flags is None or entry.flags == flags]

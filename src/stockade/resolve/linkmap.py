@@ -6,8 +6,9 @@ from typing import Protocol
 
 import msgspec
 
+from stockade import elf
+
 from ..errors import ElfError
-from . import elf
 from .host import Host
 
 __all__ = ["Files", "Libraries", "Library", "Missing", "Object", "Search", "Unusable", "load"]

@@ -1,24 +1,40 @@
-"""Read ld.so.cache, the index that `ldconfig` writes. Never trusts an offset in it."""
+"""ld.so.cache, the index of libraries that ldconfig(8) writes: read, without trusting an offset in it, and written."""
 
 from __future__ import annotations
 
 import os
+import re
 import struct
+import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Cache", "CacheEntry"]
+from .reading import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
+
+__all__ = ["FLAGS", "Cache", "CacheEntry", "encode"]
+
+#: By machine and bits, which of the entries are for which linker (FLAG_ELF_LIBC6, and sysdeps/*/dl-cache.h).
+FLAGS = {
+    (EM_X86_64, 64): 0x0303,
+    (EM_X86_64, 32): 0x0803,
+    (EM_386, 32): 0x0003,
+    (EM_AARCH64, 64): 0x0A03,
+    (EM_RISCV, 64): 0x1003,
+}
 
 # glibc, sysdeps/generic/dl-cache.h
 _OLD_MAGIC = b"ld.so-1.7.0\0"
 _OLD_ENTRY = 12
 _MAGIC = b"glibc-ld.so.cache1.1"
 _HEADER = struct.Struct("=20sIIB3xI12x")
+_BYTE_ORDER = 2 if sys.byteorder == "little" else 3  # cache_file_new_flags_endian_*
 _ENTRY = struct.Struct("=iIIIQ")
 _EXTENSION_MAGIC = 0xEAA42174
 _EXTENSION = struct.Struct("=II")
 _SECTION = struct.Struct("=IIII")
 _TAG_HWCAPS = 1
 _HWCAP_EXTENSION = 1 << 62  # the entry's low 32 bits are an index into the extension's list of subdirectories
+_DIGITS = re.compile(rb"([0-9]+)")
 
 
 class CacheEntry(NamedTuple):
@@ -95,3 +111,59 @@ def _subdirectories(data: bytes, offset: int) -> list[str]:
             names = struct.iter_unpack("=I", data[start : start + size // 4 * 4])
             return [_string(data, name) for (name,) in names]
     return []
+
+
+def encode(libraries: Iterable[tuple[str, CacheEntry]]) -> bytes:
+    """The content of a cache with `libraries`: names as programs ask for them, each with where it is.
+
+    Of several with one name and the same flags the first counts. What `hwcaps` names is preferred where the processor
+    can do it; a legacy subdirectory (None) cannot be given. For the ld.so of glibc 2.2 and later; those before 2.33
+    do not see what stands in a glibc-hwcaps subdirectory.
+    """
+    entries = sorted(((os.fsencode(name), entry) for name, entry in libraries), key=_rank, reverse=True)
+    subdirectories = sorted({os.fsencode(entry.hwcaps) for _, entry in entries if entry.hwcaps})
+    places: dict[bytes, int] = {}
+    strings = bytearray()
+    start = _HEADER.size + len(entries) * _ENTRY.size
+
+    def place(text: bytes) -> int:
+        if text not in places:
+            places[text] = start + len(strings)
+            strings.extend(text + b"\0")
+        return places[text]
+
+    table = b"".join(
+        _ENTRY.pack(
+            entry.flags, place(name), place(os.fsencode(entry.path)), 0,
+            _HWCAP_EXTENSION | subdirectories.index(os.fsencode(entry.hwcaps)) if entry.hwcaps else 0,
+        )
+        for name, entry in entries
+    )  # fmt: skip
+    names = struct.pack(f"={len(subdirectories)}I", *map(place, subdirectories))
+    extension = start + len(strings) + -len(strings) % 4 if names else 0
+    section = extension + _EXTENSION.size + _SECTION.size
+    end = b"" if not names else bytes(-len(strings) % 4) + b"".join(
+        (_EXTENSION.pack(_EXTENSION_MAGIC, 1), _SECTION.pack(_TAG_HWCAPS, 0, section, len(names)), names)
+    )
+    return _HEADER.pack(_MAGIC, len(entries), len(strings), _BYTE_ORDER, extension) + table + bytes(strings) + end
+
+
+def _rank(item: tuple[bytes, CacheEntry]) -> tuple[list[tuple[int, int]], int, bool]:
+    """As _dl_cache_libcmp of elf/dl-cache.c compares names, and compare of elf/cache.c what has one name.
+
+    Runs of digits count as one C int and come after all else, which is compared as C's char. ld.so's search stops at
+    the first entry outside a glibc-hwcaps subdirectory, and that is to come last.
+    """
+    name, entry = item
+    key: list[tuple[int, int]] = []
+    for number, part in enumerate(_DIGITS.split(name + b"\0")):
+        if number % 2:
+            key.append((1, (int(part) + (1 << 31)) % (1 << 32) - (1 << 31)))
+        else:
+            key += [(0, _character(byte)) for byte in part]
+    return key, entry.flags, bool(entry.hwcaps)
+
+
+def _character(byte: int) -> int:
+    """A byte as char is on the machine: signed on x86."""
+    return byte - 256 if byte > 127 and os.uname().machine in ("x86_64", "i686") else byte

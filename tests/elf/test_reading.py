@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stockade import elf
 from stockade.errors import ElfError
-from stockade.resolve import elf
 
 REAL = [path for path in ("/usr/sbin/sshd", "/bin/true", "/lib/x86_64-linux-gnu/libc.so.6") if os.path.exists(path)]
 

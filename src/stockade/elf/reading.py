@@ -10,11 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import ElfError
+from stockade.errors import ElfError
 
-__all__ = ["DlopenNote", "ElfFile", "read"]
+__all__ = ["EM_386", "EM_AARCH64", "EM_RISCV", "EM_X86_64", "DlopenNote", "ElfFile", "read"]
 
 # elf(5) and the System V gABI.
+EM_386, EM_X86_64, EM_AARCH64, EM_RISCV = 3, 62, 183, 243
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 10, 14, 15, 29
 _DT_FLAGS_1, _DT_AUXILIARY, _DT_FILTER = 0x6FFFFFFB, 0x7FFFFFFD, 0x7FFFFFFF
