@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 __all__ = [
-    "configuration", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "machine", "records",
-    "resize", "run", "runtime", "state", "use",
+    "configuration", "due", "guest", "guest_runtime", "guests", "images", "jail", "jails", "kernels", "machine",
+    "records", "run", "runtime", "state", "use",
 ]  # fmt: skip
 
 
@@ -60,9 +60,12 @@ def use(generation: Path) -> Path:
     return generation / "in-use"
 
 
-def resize(generation: Path) -> Path:
-    """The empty file in the directory of a generation that says: a volume has yet to get its size."""
-    return generation / "resize"
+def due(generation: Path) -> Path:
+    """The file in the directory of a generation that says: a volume has yet to be made, or to get its size.
+
+    In it stand user and group of the service.
+    """
+    return generation / "volumes-due"
 
 
 def machine(generation: Path) -> Path:

@@ -13,6 +13,8 @@ import msgspec
 import pytest
 
 from stockade import contain, places
+from stockade.build.lock import encode as encode_lock
+from stockade.contain.resizing import catch_up
 from stockade.errors import NotFoundError
 from stockade.records.lock import Lock, LockDirectory, LockedSpec, LockEntry
 from stockade.records.spec import Spec
@@ -66,14 +68,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             contain.stop(jail.instance, timeout_s=0.2)
 
 
-def build(name: str, spec: dict[str, object], lock: Lock) -> Path:
-    """A generation of the jail `name`, current, with its plan."""
+def build(name: str, spec: dict[str, object], lock: Lock, *, volumes: bool = True) -> Path:
+    """A generation of the jail `name`, current, with its plan, and with the volumes that its first launch makes."""
     generation = places.jail(name) / "generations" / "0001"
     make_rootfs(generation / "rootfs")
     full = msgspec.convert({"name": name, "service": {"command": ["/bin/sh"]}} | spec, Spec)
     contain.install(full, lock, generation=generation)
     (generation / "spec.json").write_bytes(msgspec.json.encode(full))
+    (generation / "lock.json").write_bytes(encode_lock(lock))
     (places.jail(name) / "current").symlink_to("generations/0001")
+    if volumes:
+        catch_up(generation, name)
     return generation
 
 

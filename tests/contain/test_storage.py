@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Builder, output
+from conftest import Builder, build, make_lock, output
 from processes import until
 
 from stockade import contain, places
@@ -27,6 +27,35 @@ def test_volume_starts_with_what_the_rootfs_has_and_outlives_the_jail(jail: Buil
         0, "from the rootfs\n", "",
     )  # fmt: skip
     assert output("test", "/bin/cat", "/var/lib/data/new") == (0, "kept\n", "")
+
+
+def test_first_launches_at_the_same_time_make_the_volume_once(jail: Builder) -> None:
+    jail("other")  # skips where the fixture has a reason to
+    generation = build("test", AS_WWW, make_lock(directories=(*TMPFS, VOLUME)), volumes=False)
+    volumes = places.jail("test") / "volumes"
+    assert not volumes.exists() and places.due(generation).exists()
+    done: list[tuple[int, str, str]] = []
+    script = "cat /var/lib/data/seed; echo $$ >> /var/lib/data/new"
+    threads = [threading.Thread(target=lambda: done.append(output("test", "/bin/sh", "-c", script))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [(0, "from the rootfs\n", "")] * 6
+    assert len((volumes / "data/new").read_text().splitlines()) == 6
+    assert os.listdir(volumes) == ["data"] and not places.due(generation).exists()
+
+
+def test_volume_that_could_not_be_made_is_made_by_the_next_launch(jail: Builder) -> None:
+    jail("other")
+    generation = build("test", AS_WWW, make_lock(directories=(*TMPFS, VOLUME)), volumes=False)
+    volumes = places.jail("test") / "volumes"
+    volumes.write_text("in the way")
+    with pytest.raises(OSError, match="data|volumes"):
+        contain.launch("test", argv=["/bin/true"])
+    assert places.due(generation).exists()
+    volumes.unlink()
+    assert output("test", "/bin/cat", "/var/lib/data/seed") == (0, "from the rootfs\n", "")
 
 
 def test_volume_belongs_to_the_jails_ids_on_disk(jail: Builder) -> None:

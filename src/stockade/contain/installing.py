@@ -1,4 +1,4 @@
-"""Write a generation's plan beside its rootfs and make its volumes: all that a launch needs then stands there."""
+"""Write a generation's plan beside its rootfs: all that a launch needs then stands there, but for fresh volumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stockade import places
 from stockade.records.launch import IdRange, LaunchPlan, MountStep
-from stockade.records.lock import Lock
+from stockade.records.lock import Lock, LockDirectory
 from stockade.records.policy import CgroupPlan
 from stockade.records.spec import Limits, Spec
 
@@ -15,7 +15,7 @@ from . import marker
 from .compile import compile_plan
 from .encoding import encode
 from .ids import for_jail
-from .volumes import prepare
+from .volumes import missing
 
 __all__ = ["control_groups", "install"]
 
@@ -24,11 +24,11 @@ def install(
     spec: Spec, lock: Lock, *, generation: Path, allow_ptrace: bool = False, ids: IdRange | None = None,
     extra: tuple[MountStep, ...] = (),
 ) -> LaunchPlan:  # fmt: skip
-    """Compile the plan of `generation` (committed or not yet) and write it to its `plan`; make missing volumes.
+    """Compile the plan of `generation` (committed or not yet) and write it to its `plan`.
 
-    Volumes that are there get their size; while the jail runs that is left to its next launch. `ids` are the jail's
-    (default: those kept for it), `extra` mounts beyond those of spec and lock. Errors as `compile_plan`, `allocate`,
-    `prepare`, `resize` and OSError have them.
+    Volumes that are there get their size; while the jail runs that is left to its next launch, as is the making of
+    those that are missing. `ids` are the jail's (default: those kept for it), `extra` mounts beyond those of spec and
+    lock. Errors as `compile_plan`, `allocate`, `resize` and OSError have them.
     """
     ids = for_jail(spec.name) if ids is None else ids
     jail = Path(os.path.realpath(places.jail(spec.name)))
@@ -37,8 +37,13 @@ def install(
         spec, lock, generation=generation, volumes=volumes, ids=ids,
         cgroup=control_groups(spec.limits, spec.name, generation), allow_ptrace=allow_ptrace, extra=extra,
     )  # fmt: skip
-    made = prepare(lock, rootfs=generation / "rootfs", volumes=volumes, ids=ids, uid=plan.uid, gid=plan.gid)
-    _resize(lock, jail, ids, generation, made=made)
+    fresh = missing(lock, volumes)
+    resized = _resized(lock, jail, ids, fresh)
+    due = places.due(generation)
+    if fresh or not resized:
+        due.write_text(f"{plan.uid} {plan.gid}\n")
+    else:
+        due.unlink(missing_ok=True)
     wrapper = plan.cgroup.wrapper if plan.cgroup is not None else ()
     if wrapper:
         _write(generation / "wrapper", b"\0".join(os.fsencode(word) for word in wrapper))
@@ -51,18 +56,13 @@ def install(
     return plan
 
 
-def _resize(lock: Lock, jail: Path, ids: IdRange, generation: Path, *, made: tuple[str, ...]) -> None:
-    """Give volumes that were there before those just `made` their size, or have the next launch do it."""
-    due = False
-    if any(found.size and found.volume and found.volume not in made for found in lock.directories):
-        from .resizing import resize
+def _resized(lock: Lock, jail: Path, ids: IdRange, fresh: tuple[LockDirectory, ...]) -> bool:
+    """Give volumes that are there, all but `fresh`, their size; False where that waits for the jail's next launch."""
+    if not any(found.size and found.volume and found not in fresh for found in lock.directories):
+        return True
+    from .resizing import resize
 
-        due = not resize(lock, jail=jail, ids=ids)
-    marker = places.resize(generation)
-    if due:
-        marker.touch()
-    else:
-        marker.unlink(missing_ok=True)
+    return resize(lock, jail=jail, ids=ids)
 
 
 def control_groups(limits: Limits, name: str, generation: Path) -> CgroupPlan | None:

@@ -1,4 +1,4 @@
-"""Volumes that are there and have another size than the spec gives them. Nothing of the jail may run meanwhile."""
+"""What a build leaves to the next launch: volumes that are missing, or have another size than the spec gives them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stockade.records.lock import Lock, LockDirectory
 from . import filesystem
 from .ids import for_jail
 from .limiting import lacking
-from .volumes import FRESH, alone
+from .volumes import FRESH, alone, prepare
 
 __all__ = ["catch_up", "resize"]
 
@@ -57,25 +57,32 @@ def resize(lock: Lock, *, jail: Path, ids: IdRange) -> bool:
 
 
 def catch_up(generation: Path, name: str) -> None:
-    """Do what a build had to leave because the jail ran, and check volumes that the kernel marked as damaged.
+    """Make the volumes that are missing, give those their size that could not have it because the jail ran.
 
-    StateError when a size is due and the jail still runs, and for damage that e2fsck(8) leaves to a person.
+    Volumes that the kernel marked as damaged are checked. StateError when a size is due and the jail still runs, for
+    damage that e2fsck(8) leaves to a person, and as `prepare` has it.
     """
     directory, jail = generation.parent.parent, name.partition("@")[0]
     _mend(directory)
-    if not places.resize(generation).exists():
+    try:
+        uid, gid = map(int, places.due(generation).read_text().split())
+    except FileNotFoundError:
         return
     lock = msgspec.json.decode((generation / "lock.json").read_bytes(), type=Lock)
-    if not resize(lock, jail=directory, ids=for_jail(jail)):
+    ids = for_jail(jail)
+    prepare(lock, rootfs=generation / "rootfs", volumes=directory / "volumes", ids=ids, uid=uid, gid=gid)
+    if not resize(lock, jail=directory, ids=ids):
         raise StateError(
             f"the volumes of jail `{jail}` get another size once nothing of it runs, and it runs",
             hint=f"`stockade stop {jail}`, then start it again",
         )
-    places.resize(generation).unlink(missing_ok=True)
+    places.due(generation).unlink(missing_ok=True)
 
 
 def _mend(jail: Path) -> None:
     volumes = jail / "volumes"
+    if not filesystem.marked(volumes):
+        return
     with _at_rest(jail) as rests:
         if rests:
             with alone(volumes):

@@ -128,7 +128,7 @@ def launch_generation(
     if terminal:
         fragment.append(terminal_record())
     open_standard()
-    if plan is None and (os.path.exists(places.resize(generation)) or marked(generation.parent.parent / "volumes")):
+    if plan is None and (os.path.exists(places.due(generation)) or marked(generation.parent.parent / "volumes")):
         from .resizing import catch_up
 
         catch_up(generation, jail)

@@ -1,4 +1,4 @@
-"""Named volumes: made before the first launch, with what the rootfs has at their place. What is there stays."""
+"""Named volumes: made at the first launch, with what the rootfs has at their place. What is there stays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stockade.spread import spread
 
 from .limiting import lacking
 
-__all__ = ["FRESH", "alone", "prepare"]
+__all__ = ["FRESH", "alone", "missing", "prepare"]
 
 #: How the names of what is being made, or is to be removed, begin.
 FRESH = ".new-"
@@ -28,35 +28,35 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 24
 
 
-def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int = 0, gid: int = 0) -> tuple[str, ...]:
-    """Make each volume of `lock` that is missing below `volumes`; returns their names.
+def missing(lock: Lock, volumes: Path) -> tuple[LockDirectory, ...]:
+    """The volumes of `lock` that are not below `volumes`."""
+    return tuple(found for found in lock.directories if found.volume and not os.path.lexists(volumes / found.volume))
+
+
+def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int = 0, gid: int = 0) -> None:
+    """Make each volume of `lock` that is missing below `volumes`.
 
     A volume belongs to the jail's host ids: what the rootfs holds at its mount point is copied, with its
     owners moved into the range. It is a directory, or where it has a size, and the caller can mount one, a file
     system in a file. `uid` and `gid` are the service's, for a single id. OSError as it comes, else errors as
     `filesystem.make` has them.
     """
-    missing = tuple(
-        found for found in lock.directories if found.volume and not os.path.lexists(volumes / found.volume)
-    )
-    if not missing:
-        return ()
+    if not missing(lock, volumes):
+        return
     volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
     match ids.kind:
         case "root-range":
-            _make(missing, rootfs, volumes, ids.first, ids.first_gid, sized=not lacking(ids))
+            _make(lock, rootfs, volumes, ids.first, ids.first_gid, sized=not lacking(ids))
         case "subid":
             mapped = userns.Range(first_uid=ids.first, first_gid=ids.first_gid, count=ids.count)
-            userns.call(_make, missing, rootfs, volumes, 0, 0, ids=mapped)
+            userns.call(_make, lock, rootfs, volumes, 0, 0, ids=mapped)
         case "single":
-            userns.call(_make, missing, rootfs, volumes, None, None, ids=userns.Single(uid=uid, gid=gid))
-    return tuple(found.volume for found in missing)
+            userns.call(_make, lock, rootfs, volumes, None, None, ids=userns.Single(uid=uid, gid=gid))
 
 
 def _make(
-    missing: tuple[LockDirectory, ...], rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None, *,
-    sized: bool = False,
-) -> None:  # fmt: skip
+    lock: Lock, rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None, *, sized: bool = False
+) -> None:
     """One rename makes each volume appear whole. Without first ids everything stays the caller's."""
     owners = None if first_uid is None or first_gid is None else (first_uid, first_gid)
 
@@ -74,7 +74,8 @@ def _make(
             os.rename(fresh, volumes / found.volume)
 
     with alone(volumes):
-        spread(missing, worker)  # the programs that make file systems take their time
+        # Another launch may have made them while this one waited. The programs that make file systems take their time.
+        spread(missing(lock, volumes), worker)
 
 
 @contextmanager
