@@ -109,6 +109,18 @@ def test_installed_command_starts_through_a_link_as_pipx_makes_it(installed: Pat
     assert run("sh", "-c", "PATH=$PWD:$PATH; stockade --version", cwd=tmp_path).stdout.startswith("stockade ")
 
 
+def test_what_it_needs_may_lie_where_only_site_looks(installed: Path, tmp_path: Path) -> None:
+    """As in an environment that was made with `--system-site-packages`."""
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    shutil.copy(installed / "bin" / "stockade", environment / "bin" / "stockade")
+    (theirs,) = (installed / "lib").glob("python3*/site-packages")
+    (ours,) = (environment / "lib").glob("python3*/site-packages")
+    shutil.copytree(theirs / "stockade", ours / "stockade")
+    (ours / "elsewhere.pth").write_text(f"{theirs}\n")
+    assert run(environment / "bin" / "stockade", "--version", cwd=tmp_path).stdout.startswith("stockade ")
+
+
 def test_installed_command_imports_nothing_of_the_callers(installed: Path, tmp_path: Path) -> None:
     """As root, a module in the current directory or on PYTHONPATH must not run."""
     for name in ("argparse", "msgspec", "stockade", "sitecustomize", "usercustomize"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -15,39 +16,38 @@ Item = TypeVar("Item")
 def spread(items: Sequence[Item], worker: Callable[[Iterator[Item]], None]) -> None:
     """Run `worker` in this thread and in others, each with an iterator over a share of `items`, until all are taken.
 
-    The items are taken in order; a worker gets its next one when it asks for it. It pays where workers mostly wait for
-    system calls or hash, which release the interpreter's lock. The first exception of any worker, an interrupt of this
+    A worker gets its next one when it asks for it: this thread's and every other one from the front, the rest from the
+    back. So with large items first few threads at a time do small ones, which need the interpreter's lock all the time;
+    it pays where workers mostly wait for system calls or hash, which release it. The first exception of any worker, an interrupt of this
     thread too, keeps the others from taking further items, and is raised here when they have ended.
     """
     errors: list[BaseException] = []
-    pending = iter(items)
-    lock = threading.Lock()
+    pending = deque(items)
 
-    def share() -> Iterator[Item]:
+    def share(take: Callable[[], Item]) -> Iterator[Item]:
         while not errors:
-            with lock:
-                try:
-                    item = next(pending)
-                except StopIteration:
-                    return
+            try:
+                item = take()
+            except IndexError:
+                return
             yield item
 
-    def run() -> None:
+    def run(take: Callable[[], Item]) -> None:
         try:
-            worker(share())
+            worker(share(take))
         except BaseException as error:
             errors.append(error)
 
     threads: list[threading.Thread] = []
     try:
-        for _ in range(min(len(os.sched_getaffinity(0)), len(items)) - 1):
-            thread = threading.Thread(target=run)
+        for number in range(min(len(os.sched_getaffinity(0)), len(items)) - 1):
+            thread = threading.Thread(target=run, args=(pending.popleft if number % 2 else pending.pop,))
             try:
                 thread.start()
             except RuntimeError:
                 break  # a limit on processes allows no further thread: those that there are do all of it
             threads.append(thread)
-        run()
+        run(pending.popleft)
         for thread in threads:
             thread.join()
     except BaseException as error:

@@ -132,6 +132,7 @@ def _build(
     with failures_explained(store.directory), store.new() as building:
         say(f"making {len(made.operations)} files and directories")
         applied = on_files(ids, _apply, made.operations, building.descriptor)
+        building.begin_writing()
         say("writing the lock")
         lock = make_lock(made, applied, closure, spec, package_of=package_of, capabilities=capabilities)
         accept(lock)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,12 +69,35 @@ class Building:
         self._store = store
         self.committed = False
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._writing: threading.Thread | None = None
+        self._failed: OSError | None = None
+
+    def begin_writing(self) -> None:
+        """Have the disk write out what is there by now, while the rest is made; `commit` waits for it."""
+        thread = threading.Thread(target=self._write)
+        with contextlib.suppress(RuntimeError):  # a limit on processes: then `commit` does it all
+            thread.start()
+            self._writing = thread
+
+    def _write(self) -> None:
+        try:
+            syncfs(self.descriptor)
+        except OSError as error:  # the kernel tells it once for each descriptor
+            self._failed = error
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
 
     def commit(self) -> None:
         """Write everything out, then give the generation its name and make it current.
 
         A power cut leaves either the old current generation or the whole new one.
         """
+        self._wait()
+        if self._failed is not None:
+            raise self._failed
         syncfs(self.descriptor)
         os.rename(self.path, self.final)
         self.committed = True
@@ -86,6 +110,7 @@ class Building:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._wait()
         os.close(self.descriptor)
 
 

@@ -99,7 +99,7 @@ def _table() -> dict[str, Any]:
 def groups() -> dict[str, Group]:
     """Every group by name, in the order of the table."""
     table = _table()["groups"]
-    return {name: Group(name=name, **{**entry, "calls": tuple(entry["calls"])}) for name, entry in table.items()}
+    return {name: Group(name=name, **{**entry, "calls": tuple(entry["calls"].split())}) for name, entry in table.items()}
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def _rule(entry: dict[str, Any]) -> Rule:
-    given = dict(entry, calls=tuple(entry["calls"]))
+    given = dict(entry, calls=tuple(entry["calls"].split()))
     for key in ("allow", "refuse"):
         if isinstance(given.get(key), list):
             given[key] = tuple(given[key])

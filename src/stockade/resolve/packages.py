@@ -27,6 +27,7 @@ class PackageIndex:
 
     def __init__(self, known: _Known, diversions: dict[str, tuple[str, str]]) -> None:
         self._known, self._diversions = known, diversions
+        self._versions: dict[str, str] = {}
 
     @classmethod
     def load(cls, root: str = "/", *, cache: Path | None = None) -> PackageIndex:
@@ -55,7 +56,11 @@ class PackageIndex:
         if package is None:
             compiled = _COMPILED.match(path)
             package = self._package(f"{compiled[1].removesuffix('__pycache__/')}{compiled[2]}.py") if compiled else None
-        return None if package is None else (package, self._known.get(package) or "")
+        if package is None:
+            return None
+        if package not in self._versions:
+            self._versions[package] = self._known.get(package) or ""
+        return package, self._versions[package]
 
     def _package(self, path: str) -> str | None:
         for name in _aliases(path):
