@@ -109,16 +109,13 @@ def test_installed_command_starts_through_a_link_as_pipx_makes_it(installed: Pat
     assert run("sh", "-c", "PATH=$PWD:$PATH; stockade --version", cwd=tmp_path).stdout.startswith("stockade ")
 
 
-def test_what_it_needs_may_lie_where_only_site_looks(installed: Path, tmp_path: Path) -> None:
-    """As in an environment that was made with `--system-site-packages`."""
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=False)
-    shutil.copy(installed / "bin" / "stockade", environment / "bin" / "stockade")
-    (theirs,) = (installed / "lib").glob("python3*/site-packages")
-    (ours,) = (environment / "lib").glob("python3*/site-packages")
-    shutil.copytree(theirs / "stockade", ours / "stockade")
-    (ours / "elsewhere.pth").write_text(f"{theirs}\n")
-    assert run(environment / "bin" / "stockade", "--version", cwd=tmp_path).stdout.startswith("stockade ")
+def test_site_is_not_loaded_where_the_environment_has_all(tmp_path: Path) -> None:
+    """`installed` has what it needs from a `.pth` file, which only `site` reads; here it lies in the environment."""
+    start = ROOT / "src" / "stockade" / "__main__.py"
+    command = (sys.executable, "-I", "-S", "-X", "importtime", start, "recipes")
+    done = run(*command, cwd=tmp_path, STOCKADE_HOME=str(tmp_path))
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "msgspec" in imported and "site" not in imported
 
 
 def test_installed_command_imports_nothing_of_the_callers(installed: Path, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ Item = TypeVar("Item")
 def spread(items: Sequence[Item], worker: Callable[[Iterator[Item]], None]) -> None:
     """Run `worker` in this thread and in others, each with an iterator over a share of `items`, until all are taken.
 
-    A worker gets its next one when it asks for it: this thread's and every other one from the front, the rest from the
-    back. So with large items first few threads at a time do small ones, which need the interpreter's lock all the time;
-    it pays where workers mostly wait for system calls or hash, which release it. The first exception of any worker, an interrupt of this
-    thread too, keeps the others from taking further items, and is raised here when they have ended.
+    A worker gets its next one when it asks for it: this thread's and every other one from the front, the rest from
+    the back. So with large items first few threads at a time do small ones, which need the interpreter's lock all
+    the time; it pays where workers mostly wait for system calls or hash, which release it. The first exception of
+    any worker, an interrupt of this thread too, keeps the others from taking further items, and is raised here when
+    they have ended.
     """
     errors: list[BaseException] = []
     pending = deque(items)

@@ -98,8 +98,10 @@ def _table() -> dict[str, Any]:
 @functools.cache
 def groups() -> dict[str, Group]:
     """Every group by name, in the order of the table."""
-    table = _table()["groups"]
-    return {name: Group(name=name, **{**entry, "calls": tuple(entry["calls"].split())}) for name, entry in table.items()}
+    return {
+        name: Group(name=name, **{**entry, "calls": tuple(entry["calls"].split())})
+        for name, entry in _table()["groups"].items()
+    }
 
 
 @functools.cache
