@@ -98,6 +98,11 @@ def test_installed_command_starts_and_finds_its_recipes(installed: Path, tmp_pat
     assert "sshd" in run(command, "recipes", cwd=tmp_path, STOCKADE_HOME=str(tmp_path)).stdout
 
 
+def test_installed_command_names_its_files_without_a_way_back(installed: Path, tmp_path: Path) -> None:
+    done = run(installed / "bin" / "stockade", "recipes", "--json", cwd=tmp_path, STOCKADE_HOME=str(tmp_path))
+    assert "/../" not in done.stdout
+
+
 @pytest.mark.parametrize("target", ["absolute", "relative"])
 def test_installed_command_starts_through_a_link_as_pipx_makes_it(installed: Path, tmp_path: Path, target: str) -> None:
     command = installed / "bin" / "stockade"
@@ -116,6 +121,19 @@ def test_site_is_not_loaded_where_the_environment_has_all(tmp_path: Path) -> Non
     done = run(*command, cwd=tmp_path, STOCKADE_HOME=str(tmp_path))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "msgspec" in imported and "site" not in imported
+
+
+def test_packages_from_beside_the_environment_are_found_where_it_shares_them(tmp_path: Path) -> None:
+    """As pip leaves it where the system has rich already: msgspec inside, rich outside, which only `site` finds."""
+    environment = tmp_path / "environment"
+    venv.create(environment, system_site_packages=True, symlinks=True)
+    [packages] = (environment / "lib").glob("python3*/site-packages")
+    borrowed = [path for path in sys.path if path.endswith("-packages") and os.path.isdir(path)]
+    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    [inside] = [path for path in borrowed if os.path.isdir(f"{path}/msgspec")]
+    (packages / "msgspec").symlink_to(f"{inside}/msgspec")
+    start = ROOT / "src" / "stockade" / "__main__.py"
+    run(environment / "bin" / "python", "-I", "-S", start, "completion", "bash", cwd=tmp_path)
 
 
 def test_installed_command_imports_nothing_of_the_callers(installed: Path, tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -81,3 +85,32 @@ def test_an_interrupt_ends_all_workers(four_processors: None) -> None:
     with pytest.raises(KeyboardInterrupt):
         spread(range(100_000), worker)
     assert threading.active_count() == before
+
+
+def test_an_interrupt_of_the_wait_waits_for_all_workers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    main = threading.main_thread()
+    ended: list[str] = []
+    both = threading.Barrier(2, timeout=30)
+
+    def waits() -> bool:
+        assert main.ident is not None
+        frame = sys._current_frames()[main.ident]
+        names = {frame.f_code.co_name for frame, _ in traceback.walk_stack(frame)}
+        return frame.f_code.co_filename == threading.__file__ and "join" in names
+
+    def worker(share: Iterator[int]) -> None:
+        for _ in share:
+            both.wait()
+            if threading.current_thread() is main:
+                continue
+            deadline = time.monotonic() + 30
+            while not waits() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)
+            time.sleep(0.1)  # for a wait that would be too short: none passes for a long one
+            ended.append("worker")
+
+    with pytest.raises(KeyboardInterrupt):
+        spread(range(2), worker)
+    assert ended == ["worker"]

@@ -63,9 +63,9 @@ def use(generation: Path) -> Path:
 def due(generation: Path) -> Path:
     """The file in the directory of a generation that says: a volume has yet to be made, or to get its size.
 
-    In it stand user and group of the service.
+    Where one has yet to be made, user and group of the service stand in it.
     """
-    return generation / "volumes-due"
+    return generation / "resize"
 
 
 def machine(generation: Path) -> Path:

@@ -8,9 +8,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["spread"]
+__all__ = ["Aside", "spread"]
 
 Item = TypeVar("Item")
+
+
+class Aside(threading.Thread):
+    """A thread that can be waited for again after an interrupt, which `join` before Python 3.13 takes for its end."""
+
+    def __init__(self, target: Callable[..., None], *arguments: object) -> None:
+        super().__init__(target=target, args=arguments)
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._done.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._done.wait(timeout)
+        super().join(timeout)
 
 
 def spread(items: Sequence[Item], worker: Callable[[Iterator[Item]], None]) -> None:
@@ -39,10 +57,10 @@ def spread(items: Sequence[Item], worker: Callable[[Iterator[Item]], None]) -> N
         except BaseException as error:
             errors.append(error)
 
-    threads: list[threading.Thread] = []
+    threads: list[Aside] = []
     try:
         for number in range(min(len(os.sched_getaffinity(0)), len(items)) - 1):
-            thread = threading.Thread(target=run, args=(pending.popleft if number % 2 else pending.pop,))
+            thread = Aside(run, pending.popleft if number % 2 else pending.pop)
             try:
                 thread.start()
             except RuntimeError:

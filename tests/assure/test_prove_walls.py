@@ -303,6 +303,10 @@ def test_volume_that_the_host_cannot_limit_is_told_and_no_finding(home: Path, mo
 def test_volumes_of_the_jail_are_not_touched(home: Path) -> None:
     make_jail(volume=True)
     volume = places.jail("test") / "volumes" / "srv"
+    prove("test", networks=["none"])
+    assert not volume.exists()
+    with contain.launch("test", argv=["/bin/busybox", "true"]) as first:
+        assert first.wait(20) == 0
     (volume / "kept").write_text("mine")
     before = (volume.stat().st_mtime_ns, os.listdir(volume))
     prove("test", networks=["none"])

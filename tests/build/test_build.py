@@ -397,6 +397,13 @@ def test_a_mount_of_nothing_is_refused() -> None:
         made(Closure(), spec(mounts=(Mount(source="/no/such/dir", target="/x"),)))
 
 
+def test_a_device_that_the_host_lacks_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SpecError) as caught:
+        made(Closure(), spec(policy=Policy(devices=("null", "urandon"))))
+    assert caught.value.message == "device `urandon` in `[policy]` is not in /dev of this host"
+    assert caught.value.hint == "did you mean `urandom`?"
+
+
 def test_a_damaged_library_is_no_traceback(tmp_path: Path) -> None:
     library = tmp_path / "source/usr/local/lib/libbroken.so.1"
     library.parent.mkdir(parents=True)

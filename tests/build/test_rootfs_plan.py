@@ -5,9 +5,12 @@ from samples import spec
 
 from stockade.build import accounts
 from stockade.build.layout import volume_name
+from stockade.build.loader import Library
 from stockade.build.operations import CopyFile, MakeDirectory, MakeSymlink, WriteFile
 from stockade.build.plan import HostFacts, Plan, plan
 from stockade.build.seeds import seeds
+from stockade.elf import EM_X86_64
+from stockade.elf.cache import FLAGS, Cache
 from stockade.errors import BuildError, SpecError
 from stockade.records.closure import Closure, Entry, Evidence, WorkDirectory
 from stockade.records.spec import Directory, Files, Mount, Spec
@@ -238,3 +241,79 @@ def test_every_operation_says_what_it_does() -> None:
     for operation in made.operations:
         assert operation.describe().isprintable() or "\n" in operation.path
         operation.describe().encode()
+
+
+LOADER = file("/lib64/ld-linux-x86-64.so.2")
+
+
+def cached(made: Plan, name: str) -> list[str]:
+    """Where ld.so's cache of a plan has the library `name`, what it prefers first."""
+    content = by_path(made)["/etc/ld.so.cache"].content  # type: ignore[attr-defined]
+    return [entry.path for entry in Cache(content).entries(name)]
+
+
+def libraries(**sonames: str | None) -> dict[str, Library]:
+    return {path: Library(soname, FLAGS[EM_X86_64, 64]) for path, soname in sonames.items()}
+
+
+def test_of_several_versions_without_a_link_the_newest_is_the_library() -> None:
+    paths = [f"/usr/lib/libx.so.1.{number}" for number in (9, 10, 2)]
+    known = libraries(**dict.fromkeys(paths, "libx.so.1"))
+    closure = Closure(entries=(LOADER, *map(file, paths)))
+    assert cached(planned(closure, libraries=known), "libx.so.1") == ["/usr/lib/libx.so.1.10"]
+    linked = Closure(entries=(*closure.entries, link("/usr/lib/libx.so.1", "libx.so.1.9")))
+    assert cached(planned(linked, libraries=known), "libx.so.1") == ["/usr/lib/libx.so.1"]
+
+
+def test_a_file_with_a_librarys_name_does_not_stand_for_it() -> None:
+    """ld.so asks for a SONAME: one file's name is not to hide the library that has it."""
+    known = libraries(**{"/opt/a/libx.so.1": "liby.so.1", "/usr/lib/libx.so.1": "libx.so.1"})
+    closure = Closure(entries=(LOADER, *map(file, known)))
+    made = planned(closure, spec(files=Files(content={"/etc/ld.so.conf": "/opt/a\n"})), libraries=known)
+    assert cached(made, "libx.so.1") == ["/usr/lib/libx.so.1"]
+    assert cached(made, "liby.so.1") == ["/opt/a/libx.so.1"]
+
+
+def test_the_compilers_link_to_a_library_is_found_by_its_name() -> None:
+    known = libraries(**{"/usr/lib/libx.so.1": "libx.so.1"})
+    closure = Closure(entries=(LOADER, file("/usr/lib/libx.so.1"), link("/usr/lib/libx.so", "libx.so.1")))
+    assert cached(planned(closure, libraries=known), "libx.so") == ["/usr/lib/libx.so"]
+
+
+def test_a_directory_that_holds_only_links_to_libraries_is_searched() -> None:
+    known = libraries(**{"/opt/x-1.0/libx.so.1": "libx.so.1"})
+    entries = (LOADER, file("/opt/x-1.0/libx.so.1"), link("/opt/lib/libx.so.1", "../x-1.0/libx.so.1"))
+    made = planned(Closure(entries=entries), libraries=known, library_directories=("/opt/lib",))
+    assert by_path(made)["/etc/ld.so.conf"].content == b"/opt/lib\n"  # type: ignore[attr-defined]
+    assert cached(made, "libx.so.1") == ["/opt/lib/libx.so.1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"/etc/ld.so.conf": "  /opt/a b, c/ =libc6 # all of it is one name\n"},
+        {"/etc/ld.so.conf": "include own.d/*.conf\n", "/etc/own.d/x.conf": "/opt/a b, c\n"},
+    ],
+)
+def test_a_line_of_the_loaders_configuration_is_one_directory(content: dict[str, str]) -> None:
+    known = libraries(**{"/opt/a b, c/libx.so.1": "libx.so.1"})
+    closure = Closure(entries=(LOADER, *map(file, known)))
+    made = planned(closure, spec(files=Files(content=content)), libraries=known)
+    assert cached(made, "libx.so.1") == ["/opt/a b, c/libx.so.1"]
+
+
+def test_wildcards_of_the_loaders_configuration_stay_in_their_directory() -> None:
+    known = libraries(**{"/opt/a/libx.so.1": "libx.so.1"})
+    closure = Closure(entries=(LOADER, *map(file, known)))
+    content = {"/etc/ld.so.conf": "include ld.so.conf.d/*.conf\n", "/etc/ld.so.conf.d/off/x.conf": "/opt/a\n"}
+    assert cached(planned(closure, spec(files=Files(content=content)), libraries=known), "libx.so.1") == []
+
+
+def test_a_loaders_configuration_behind_a_link_is_the_one_that_counts() -> None:
+    known = libraries(**{"/opt/a/libx.so.1": "libx.so.1"})
+    closure = Closure(entries=(LOADER, *map(file, known)))
+    own = Files(content={"/etc/own/ld.so.conf": "/opt/a\n"}, links={"/etc/ld.so.conf": "own/ld.so.conf"})
+    made = planned(closure, spec(files=own), libraries=known)
+    assert cached(made, "libx.so.1") == ["/opt/a/libx.so.1"]
+    assert isinstance(by_path(made)["/etc/ld.so.conf"], MakeSymlink)
+    assert by_path(made)["/etc/own/ld.so.conf"].content == b"/opt/a\n"  # type: ignore[attr-defined]

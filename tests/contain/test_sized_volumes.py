@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Builder, make_lock, make_rootfs, output
+from conftest import Builder, build, make_lock, make_rootfs, output
 from processes import exists, until
 
 from stockade import contain, places
@@ -346,6 +346,29 @@ def test_running_jail_gets_the_size_at_its_next_start(jail: Builder) -> None:
     assert shell("cat /var/lib/data/seed") == "from the rootfs\n"
     assert image().is_file()
     assert output("test", "/bin/true")[0] == 0
+
+
+def test_size_that_the_version_before_left_to_the_next_start_is_given(jail: Builder) -> None:
+    """Its mark is empty, as its builds made the volumes themselves."""
+    jail(spec=AS_WWW, directories=volume())
+    contain.launch("test", detach=True).close()
+    generation = rebuilt(volume(32 * MB))
+    contain.stop("test", timeout_s=0.2)
+    places.due(generation).unlink()
+    (generation / "resize").touch()
+    assert shell("cat /var/lib/data/seed") == "from the rootfs\n"
+    assert image().stat().st_size == 32 * MB and not (generation / "resize").exists()
+
+
+def test_rollback_to_a_generation_that_was_never_launched_keeps_a_volume_that_became_larger(jail: Builder) -> None:
+    jail("other")
+    build("test", AS_WWW, make_lock(directories=volume(16 * MB)), volumes=False)
+    rebuilt(volume(32 * MB))
+    shell("echo kept > /var/lib/data/new")
+    (places.jail("test") / "current").unlink()
+    (places.jail("test") / "current").symlink_to("generations/0001")
+    assert shell("cat /var/lib/data/new") == "kept\n"
+    assert image().stat().st_size == 32 * MB
 
 
 def test_what_does_not_fit_is_refused_and_stays(jail: Builder) -> None:

@@ -12,8 +12,10 @@ from conftest import Builder, build, make_lock, output
 from processes import until
 
 from stockade import contain, places
+from stockade.contain import volumes as making
 from stockade.contain.ids import FIRST
 from stockade.errors import WallError
+from stockade.kernel import beneath
 from stockade.records.lock import LockDirectory
 
 TMPFS = (LockDirectory(path="/run", mode=0o755), LockDirectory(path="/tmp", mode=0o1777))
@@ -56,6 +58,36 @@ def test_volume_that_could_not_be_made_is_made_by_the_next_launch(jail: Builder)
     assert places.due(generation).exists()
     volumes.unlink()
     assert output("test", "/bin/cat", "/var/lib/data/seed") == (0, "from the rootfs\n", "")
+
+
+def test_what_a_kill_left_half_made_is_gone_after_the_next_launch(jail: Builder) -> None:
+    """Also where the kill came when every volume had its name, and only what it was made of was still there."""
+    jail("other")
+    generation = build("test", AS_WWW, make_lock(directories=(*TMPFS, VOLUME)))
+    volumes = places.jail("test") / "volumes"
+    (volumes / ".new-0123/half").mkdir(parents=True)
+    places.due(generation).write_text("33 33\n")
+    assert output("test", "/bin/cat", "/var/lib/data/seed") == (0, "from the rootfs\n", "")
+    assert os.listdir(volumes) == ["data"] and not places.due(generation).exists()
+
+
+def test_volume_is_on_disk_before_it_has_its_name(jail: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves it with empty files, and the next launch takes it for whole."""
+    jail("other")
+    build("test", AS_WWW, make_lock(directories=(*TMPFS, VOLUME)), volumes=False)
+    volume = places.jail("test") / "volumes/data"
+    written: list[tuple[bytes, bool]] = []
+    syncfs = beneath.syncfs
+
+    def seen(descriptor: int) -> None:
+        within = os.open("seed", os.O_RDONLY, dir_fd=descriptor)
+        written.append((os.read(within, 100), volume.exists()))
+        os.close(within)
+        syncfs(descriptor)
+
+    monkeypatch.setattr(making, "syncfs", seen)
+    assert output("test", "/bin/cat", "/var/lib/data/seed") == (0, "from the rootfs\n", "")
+    assert written == [(b"from the rootfs\n", False)]
 
 
 def test_volume_belongs_to_the_jails_ids_on_disk(jail: Builder) -> None:

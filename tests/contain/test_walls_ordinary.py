@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import msgspec
 from conftest import make_lock, make_rootfs, output, PASSWD
 from processes import exists, status, until
 from stockade import contain, places
+from stockade.build.lock import encode as encode_lock
 from stockade.errors import StockadeError
 from stockade.kernel import userns
 from stockade.records.lock import LockDirectory
@@ -36,6 +37,7 @@ def build(spec, *, name="test", **lock):
         generation.chmod(0o755)
     full = msgspec.convert({"name": name, "service": {"command": ["/bin/sleep", "100"], "user": "www"}} | spec, Spec)
     contain.install(full, make_lock(**lock), generation=generation)
+    (generation / "lock.json").write_bytes(encode_lock(make_lock(**lock)))
     (generation.parent.parent / "current").symlink_to("generations/0001")
     return generation
 
@@ -68,8 +70,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.node.callspec.params["place"])
 
 
-def facts(place: Path, code: str) -> dict[str, object]:
-    result = python(place, BUILD + code)
+def facts(place: Path, code: str, *, under: Sequence[str] = ()) -> dict[str, object]:
+    result = python(place, BUILD + code, under=under)
     assert result.returncode == 0, result.stderr
     found: dict[str, object] = json.loads(result.stdout.splitlines()[-1])
     return found

@@ -189,6 +189,14 @@ def _directories(closure: Closure, spec: Spec) -> set[str]:
     return known | set(spec.directories)
 
 
+def _no_device(name: str) -> SpecError:
+    import difflib  # only for a name that is wrong
+
+    near = difflib.get_close_matches(name, os.listdir("/dev"), n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "leave it out, or load the driver that makes it"
+    return SpecError(f"device `{name}` in `[policy]` is not in /dev of this host", hint=hint)
+
+
 def _host_facts(closure: Closure, spec: Spec, identity: Identity, store: Store) -> HostFacts:
     mounts = {}
     for mount in spec.mounts:
@@ -197,6 +205,9 @@ def _host_facts(closure: Closure, spec: Spec, identity: Identity, store: Store) 
                 f"`{mount.source}` in `[[mounts]]` does not exist on this host", hint="make it, or leave it out"
             )
         mounts[mount.source] = "directory" if os.path.isdir(mount.source) else "file"
+    for device in spec.policy.devices:
+        if not os.path.exists(f"/dev/{device}"):
+            raise _no_device(device)
     capabilities = {}
     for path in spec.files.setuid:
         real = os.path.realpath(path)
@@ -208,9 +219,7 @@ def _host_facts(closure: Closure, spec: Spec, identity: Identity, store: Store) 
         capabilities=capabilities,
         library_directories=loader.host_directories(),
         libraries={source: found for source in sources if (found := loader.library(source)) is not None},
-        configurations={
-            source: loader.text(source) for source in sources if source.startswith(f"{loader.CONFIGURATION}.d/")
-        },
+        configurations={source: loader.text(source) for source in sources if source.endswith(".conf")},
         id_count=store.ids.count if isinstance(store.ids, userns.Range) else ID_COUNT,
     )
     require_ids(identity, store)

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from stockade.kernel import userns
 from stockade.kernel.beneath import syncfs
 from stockade.kernel.removal import remove_tree
 from stockade.records.generation import Generation
+from stockade.spread import Aside
 
 from .lock import read_lock
 
@@ -69,12 +69,12 @@ class Building:
         self._store = store
         self.committed = False
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._writing: threading.Thread | None = None
+        self._writing: Aside | None = None
         self._failed: OSError | None = None
 
     def begin_writing(self) -> None:
         """Have the disk write out what is there by now, while the rest is made; `commit` waits for it."""
-        thread = threading.Thread(target=self._write)
+        thread = Aside(self._write)
         with contextlib.suppress(RuntimeError):  # a limit on processes: then `commit` does it all
             thread.start()
             self._writing = thread
@@ -124,7 +124,8 @@ class Store:
         if not _NAME.match(name):
             raise UsageError(
                 f"`{name}` is no name for a jail",
-                hint="names are lower case letters, digits, `.`, `_` and `-`, and start with a letter or digit",
+                hint="a name has a-z, 0-9, `.`, `_` and `-`, begins with a letter or digit, and is 63 characters at "
+                "most",
             )
         self.name = name
         self.directory = places.jail(name)
@@ -165,10 +166,11 @@ class Store:
 
     def generation(self, number: int) -> Generation:
         """Generation `number`; NotFoundError when it is not there."""
-        path = self._path(number)
+        path = self.place(number)
         return Generation(number=number, path=path, lock=read_lock(path / "lock.json"))
 
-    def _path(self, number: int) -> Path:
+    def place(self, number: int) -> Path:
+        """Directory of generation `number`; NotFoundError when it is not there."""
         path = self._generations / f"{number:04}"
         if not path.is_dir():
             known = ", ".join(map(str, self.generations())) or "none"
@@ -260,7 +262,7 @@ class Store:
         `exclusive` when it is in use.
         """
         descriptor = locked(
-            places.use(self._path(number)),
+            places.use(self.place(number)),
             fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH,
             busy=StateError(
                 f"generation {number} of jail `{self.name}` is in use", hint=f"`stockade stop {self.name}` ends that"
@@ -316,7 +318,7 @@ class Store:
             with self.hold(number, exclusive=True):
                 # Renamed first, so that half a generation never stands under its own name.
                 aside = self._generations / f"{REMOVING}{fresh_suffix()}"
-                os.rename(self._path(number), aside)
+                os.rename(self.place(number), aside)
                 on_files(self.ids, remove_tree, aside)
         except StateError:
             return False

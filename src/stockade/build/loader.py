@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from stockade import elf
-from stockade.elf.cache import FLAGS, CacheEntry, encode
+from stockade.elf.cache import FLAGS, CacheEntry, encode, rank
 from stockade.errors import ElfError
 
 __all__ = [
@@ -82,16 +82,16 @@ def _directories(
     configuration: str, read: Callable[[str], str], matching: Callable[[str], Iterable[str]], *, depth: int
 ) -> Iterator[str]:
     for line in read(configuration).split("\n"):
-        words = line.partition("#")[0].split()
+        content = line.partition("#")[0].strip()
+        words = content.split()
         if words[:1] == ["include"] and depth < _MOST_INCLUDES:
             for pattern in words[1:]:
                 for name in sorted(matching(os.path.join(os.path.dirname(configuration), pattern))):
                     yield from _directories(name, read, matching, depth=depth + 1)
         elif words[:1] != ["hwcap"]:
-            for word in " ".join(words).replace(":", " ").replace(",", " ").split():
-                directory = word.partition("=")[0].rstrip("/")
-                if directory.startswith("/"):
-                    yield directory
+            directory = content.partition("=")[0].rstrip().rstrip("/")
+            if directory.startswith("/"):
+                yield directory
 
 
 def configured(directories: Iterable[str], files: Iterable[str]) -> bytes:
@@ -124,7 +124,17 @@ def cache(searched: Iterable[str], libraries: Mapping[str, Library]) -> bytes:
 
 
 def _entries(place: str, libraries: Mapping[str, Library], hwcaps: str) -> Iterator[tuple[str, CacheEntry]]:
-    """By the name that each has there, and by its SONAME where nothing has that name."""
-    for name, found in sorted(libraries.items()):
-        names = {name, found.soname} if found.soname and found.soname not in libraries else {name}
-        yield from ((known, CacheEntry(found.flags, f"{place}/{name}", hwcaps)) for known in sorted(names))
+    """Each by its SONAME, where it has none by its own name, and by both where that is the linker's (`libx.so`).
+
+    Of several with one SONAME ldconfig(8) takes the one of that name, and below glibc-hwcaps the newest; so it is here,
+    and the newest too where none has the name.
+    """
+    newest: dict[tuple[str, int], str] = {}
+    for name, found in sorted(libraries.items(), key=lambda item: rank(os.fsencode(item[0]))):
+        soname = found.soname or name
+        names = {soname, name} if name.endswith(".so") and soname.startswith(name) else {soname}
+        newest.update(((known, found.flags), name) for known in names)
+    for (known, flags), name in sorted(newest.items()):
+        there = None if hwcaps else libraries.get(known)
+        chosen = known if there is not None and there.flags == flags else name
+        yield known, CacheEntry(flags, f"{place}/{chosen}", hwcaps)

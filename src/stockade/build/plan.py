@@ -165,8 +165,8 @@ def _add_launched(tree: Tree, spec: Spec, made: Layout, proc: str, host: HostFac
 
 def _add_loader(tree: Tree, host: HostFacts) -> None:
     """Add ld.so.conf and ld.so's cache, if glibc's loader is in the tree."""
-    files = [path for path, node in tree.nodes.items() if node.type == "file"]
-    cache, configuration = tree.links.place(loader.CACHE), tree.links.place(loader.CONFIGURATION)
+    files = [path for path, node in tree.nodes.items() if node.type != "directory"]
+    cache, configuration = tree.links.place(loader.CACHE), tree.links.resolve(loader.CONFIGURATION)
     if not any(loader.is_loader(path) for path in files):
         tree.nodes.pop(cache, None)
         return
@@ -177,13 +177,19 @@ def _add_loader(tree: Tree, host: HostFacts) -> None:
         evidence = Evidence(kind="generated", detail="directories of the jail's libraries")
         tree.add_file(Node(path=configuration, type="file", content=content, mode=0o444, evidence=(evidence,)))
     named = loader.directories(
-        configuration, lambda path: _text(tree.nodes.get(tree.links.resolve(path)), host),
-        lambda pattern: fnmatch.filter(tree.nodes, tree.links.place(pattern)),
+        loader.CONFIGURATION, lambda path: _text(tree.nodes.get(tree.links.resolve(path)), host),
+        lambda pattern: _matching(tree, pattern),
     )  # fmt: skip
     searched = [tree.links.resolve(path) for path in (*named, *loader.DEFAULT)]
     content = loader.cache(searched, dict(_libraries(tree, host)))
     evidence = Evidence(kind="generated", detail="cache of the jail's libraries")
     tree.add_file(Node(path=cache, type="file", content=content, mode=0o444, evidence=(evidence,)))
+
+
+def _matching(tree: Tree, pattern: str) -> list[str]:
+    """The paths of the tree that a glob(7) pattern matches: its wildcards do not match a slash."""
+    place = tree.links.place(pattern)
+    return [path for path in fnmatch.filter(tree.nodes, place) if path.count("/") == place.count("/")]
 
 
 def _text(node: Node | None, host: HostFacts) -> str:

@@ -39,12 +39,21 @@ def _find_packages() -> None:
 
     `site` finds more, as what `.pth` files name, and takes a third of what the interpreter itself takes to start.
     """
-    library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    environment = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), library)
-    for place in (sys.path[-1], environment):
+    environment = os.path.dirname(os.path.dirname(sys.executable))
+    library = f"{environment}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for place in () if _is_shared(environment) else (sys.path[-1], library):
         if os.path.isdir(f"{place}/msgspec"):
             sys.path.append(place)
             return
     import site
 
     site.main()
+
+
+def _is_shared(environment: str) -> bool:
+    """Whether a virtual environment has some of its packages from the interpreter that it was made of."""
+    try:
+        with open(f"{environment}/pyvenv.cfg", "rb") as file:
+            return b"include-system-site-packages=true" in b"".join(file.read().lower().split())
+    except OSError:
+        return False

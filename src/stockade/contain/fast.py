@@ -43,7 +43,7 @@ def run(
     place = f"{_place('run')}/{name}@{os.getpid()}"
     # `launch` knows how to put the warden into a scope of systemd's, start network helpers, and make volumes;
     # the parser's `run` what a machine is.
-    aside = any(os.path.exists(f"{generation}/{name}") for name in ("wrapper", "network", "volumes-due", "machine"))
+    aside = any(os.path.exists(f"{generation}/{name}") for name in ("wrapper", "network", "resize", "machine"))
     if not os.path.exists(plan) or aside or not _own(os.path.dirname(place)):
         return
     if terminal is None:

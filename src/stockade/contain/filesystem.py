@@ -85,7 +85,7 @@ def measure(image: Path) -> Facts:
     if len(block) < 1024 or struct.unpack_from("<H", block, 56)[0] != _MAGIC:
         raise StateError(
             f"`{image}` holds no ext4 file system",
-            hint="put the volume's file back, or remove it: a build makes a new one",
+            hint="put the volume's file back, or remove it: a build and the start after it make a new one",
         )
     low, size_shift, inodes_per_group = (struct.unpack_from("<I", block, offset)[0] for offset in (4, 24, 40))
     high = struct.unpack_from("<I", block, 0x150)[0]

@@ -36,16 +36,16 @@ _renameat2 = function(
 )  # fmt: skip
 
 
-def resize(lock: Lock, *, jail: Path, ids: IdRange) -> bool:
+def resize(lock: Lock, *, jail: Path, ids: IdRange, larger: bool = False) -> bool:
     """Give the volumes in `jail`, a jail's directory, the sizes that `lock` has for them.
 
     What a volume holds is copied into a file system of that size, and at each moment the volume is the old or the
     new one. False where something of the jail runs: then nothing was done. StateError for a size below the one that
-    it has, for what does not fit, and for a mount point.
+    it has, unless it may be `larger`, for what does not fit, and for a mount point.
     """
     volumes = jail / "volumes"
     wanted = [] if lacking(ids) else [found for found in lock.directories if found.volume and found.size]
-    due = [found for found in wanted if _is_due(volumes / found.volume, found)]
+    due = [found for found in wanted if _is_due(volumes / found.volume, found, larger=larger)]
     if not due:
         return True
     with _at_rest(jail) as rests:
@@ -59,19 +59,23 @@ def resize(lock: Lock, *, jail: Path, ids: IdRange) -> bool:
 def catch_up(generation: Path, name: str) -> None:
     """Make the volumes that are missing, give those their size that could not have it because the jail ran.
 
-    Volumes that the kernel marked as damaged are checked. StateError when a size is due and the jail still runs, for
-    damage that e2fsck(8) leaves to a person, and as `prepare` has it.
+    Volumes that the kernel marked as damaged are checked. What another generation made larger stays. StateError when
+    a size is due and the jail still runs, for damage that e2fsck(8) leaves to a person, and as `prepare` has it.
     """
     directory, jail = generation.parent.parent, name.partition("@")[0]
     _mend(directory)
     try:
-        uid, gid = map(int, places.due(generation).read_text().split())
+        service = places.due(generation).read_text().split()
     except FileNotFoundError:
         return
     lock = msgspec.json.decode((generation / "lock.json").read_bytes(), type=Lock)
     ids = for_jail(jail)
-    prepare(lock, rootfs=generation / "rootfs", volumes=directory / "volumes", ids=ids, uid=uid, gid=gid)
-    if not resize(lock, jail=directory, ids=ids):
+    uid, gid = map(int, service or (0, 0))  # empty where nothing has to be made
+    prepare(
+        lock, rootfs=generation / "rootfs", volumes=directory / "volumes", ids=ids, uid=uid, gid=gid, lasting=True
+    )
+    # A build refuses what would have to shrink; a later one may have made it larger, before a rollback to this one.
+    if not resize(lock, jail=directory, ids=ids, larger=True):
         raise StateError(
             f"the volumes of jail `{jail}` get another size once nothing of it runs, and it runs",
             hint=f"`stockade stop {jail}`, then start it again",
@@ -90,7 +94,7 @@ def _mend(jail: Path) -> None:
                     filesystem.mend(volume)
 
 
-def _is_due(volume: Path, found: LockDirectory) -> bool:
+def _is_due(volume: Path, found: LockDirectory, *, larger: bool) -> bool:
     try:
         status = os.lstat(volume)
     except FileNotFoundError:
@@ -103,6 +107,8 @@ def _is_due(volume: Path, found: LockDirectory) -> bool:
         )
     facts = filesystem.measure(volume)
     if found.size < facts.size:
+        if larger:
+            return False
         raise StateError(
             f"the volume `{found.volume}` has {facts.size >> 20} MB, and the spec gives it {found.size >> 20} MB",
             hint=f"a volume is not made smaller: give it {facts.size >> 20}M or more, or move what it holds away and "

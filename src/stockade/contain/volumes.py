@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stockade.kernel import userns
-from stockade.kernel.beneath import Root
+from stockade.kernel.beneath import Root, syncfs
 from stockade.kernel.removal import remove_tree
 from stockade.records.launch import IdRange
 from stockade.records.lock import Lock, LockDirectory
@@ -33,30 +33,33 @@ def missing(lock: Lock, volumes: Path) -> tuple[LockDirectory, ...]:
     return tuple(found for found in lock.directories if found.volume and not os.path.lexists(volumes / found.volume))
 
 
-def prepare(lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int = 0, gid: int = 0) -> None:
-    """Make each volume of `lock` that is missing below `volumes`.
+def prepare(
+    lock: Lock, *, rootfs: Path, volumes: Path, ids: IdRange, uid: int = 0, gid: int = 0, lasting: bool = False
+) -> None:
+    """Make each volume of `lock` that is missing below `volumes`, and remove what a kill left half made there.
 
     A volume belongs to the jail's host ids: what the rootfs holds at its mount point is copied, with its
     owners moved into the range. It is a directory, or where it has a size, and the caller can mount one, a file
-    system in a file. `uid` and `gid` are the service's, for a single id. OSError as it comes, else errors as
-    `filesystem.make` has them.
+    system in a file. `uid` and `gid` are the service's, for a single id. `lasting`: a power cut leaves each
+    whole or missing. OSError as it comes, else errors as `filesystem.make` has them.
     """
-    if not missing(lock, volumes):
+    if not any(found.volume for found in lock.directories):
         return
     volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
     match ids.kind:
         case "root-range":
-            _make(lock, rootfs, volumes, ids.first, ids.first_gid, sized=not lacking(ids))
+            _make(lock, rootfs, volumes, ids.first, ids.first_gid, lasting, sized=not lacking(ids))
         case "subid":
             mapped = userns.Range(first_uid=ids.first, first_gid=ids.first_gid, count=ids.count)
-            userns.call(_make, lock, rootfs, volumes, 0, 0, ids=mapped)
+            userns.call(_make, lock, rootfs, volumes, 0, 0, lasting, ids=mapped)
         case "single":
-            userns.call(_make, lock, rootfs, volumes, None, None, ids=userns.Single(uid=uid, gid=gid))
+            userns.call(_make, lock, rootfs, volumes, None, None, lasting, ids=userns.Single(uid=uid, gid=gid))
 
 
 def _make(
-    lock: Lock, rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None, *, sized: bool = False
-) -> None:
+    lock: Lock, rootfs: Path, volumes: Path, first_uid: int | None, first_gid: int | None, lasting: bool, *,
+    sized: bool = False,
+) -> None:  # fmt: skip
     """One rename makes each volume appear whole. Without first ids everything stays the caller's."""
     owners = None if first_uid is None or first_gid is None else (first_uid, first_gid)
 
@@ -70,7 +73,10 @@ def _make(
 
                 image = fresh.with_name(f"{fresh.name}.image")
                 filesystem.make(fresh, image, size=found.size, inodes=found.inodes)
-                fresh = image
+                fresh = image  # which is on disk
+            elif lasting:
+                with _opened(os.fspath(fresh), _DIRECTORY, None) as made:
+                    syncfs(made)
             os.rename(fresh, volumes / found.volume)
 
     with alone(volumes):
@@ -136,7 +142,7 @@ def _copy_entries(source: int, target: int, owners: tuple[int, int] | None) -> N
 
 
 @contextmanager
-def _opened(name: str, flags: int, directory: int) -> Iterator[int]:
+def _opened(name: str, flags: int, directory: int | None) -> Iterator[int]:
     descriptor = os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
         yield descriptor

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .reading import EM_386, EM_AARCH64, EM_RISCV, EM_X86_64
 
-__all__ = ["FLAGS", "Cache", "CacheEntry", "encode"]
+__all__ = ["FLAGS", "Cache", "CacheEntry", "encode", "rank"]
 
 #: By machine and bits, which of the entries are for which linker (FLAG_ELF_LIBC6, and sysdeps/*/dl-cache.h).
 FLAGS = {
@@ -148,20 +148,24 @@ def encode(libraries: Iterable[tuple[str, CacheEntry]]) -> bytes:
     return _HEADER.pack(_MAGIC, len(entries), len(strings), _BYTE_ORDER, extension) + table + bytes(strings) + end
 
 
-def _rank(item: tuple[bytes, CacheEntry]) -> tuple[list[tuple[int, int]], int, bool]:
-    """As _dl_cache_libcmp of elf/dl-cache.c compares names, and compare of elf/cache.c what has one name.
+def rank(name: bytes) -> list[tuple[int, int]]:
+    """A key that sorts names of libraries, older versions first, as _dl_cache_libcmp of elf/dl-cache.c compares them.
 
-    Runs of digits count as one C int and come after all else, which is compared as C's char. ld.so's search stops at
-    the first entry outside a glibc-hwcaps subdirectory, and that is to come last.
+    Runs of digits count as one C int and come after all else, which is compared as C's char.
     """
-    name, entry = item
     key: list[tuple[int, int]] = []
     for number, part in enumerate(_DIGITS.split(name + b"\0")):
         if number % 2:
             key.append((1, (int(part) + (1 << 31)) % (1 << 32) - (1 << 31)))
         else:
             key += [(0, _character(byte)) for byte in part]
-    return key, entry.flags, bool(entry.hwcaps)
+    return key
+
+
+def _rank(item: tuple[bytes, CacheEntry]) -> tuple[list[tuple[int, int]], int, bool]:
+    """As compare of elf/cache.c: ld.so's search stops at the first entry outside a glibc-hwcaps subdirectory."""
+    name, entry = item
+    return rank(name), entry.flags, bool(entry.hwcaps)
 
 
 def _character(byte: int) -> int:
