@@ -64,6 +64,11 @@ CURABLE = {
                          '[policy]\ncapabilities = ["setgid"]'),
     "chown": Curable("os.chown('/tmp', 5, 5)", "chown `/tmp`", "EPERM", ('capabilities = ["chown"]',),
                      '[policy]\ncapabilities = ["chown"]'),
+    "capset": Curable(
+        "call(126, struct.pack('=II', 0x20080522, 0), struct.pack('=6I', 1 << 10, 1 << 10, 0, 0, 0, 0))",
+        "capset to `net_bind_service`", "EPERM", ('capabilities = ["net_bind_service"]',),
+        '[policy]\ncapabilities = ["net_bind_service"]',
+    ),
     "mark": Curable(
         "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).setsockopt(socket.SOL_SOCKET, 36, 5)", "setsockopt", "EPERM",
         ('capabilities = ["net_admin"]',), '[policy]\ncapabilities = ["net_admin"]',
@@ -168,6 +173,13 @@ def test_a_program_that_the_jail_lacks_is_named_with_its_line(home: Home) -> Non
     [refusal] = report["refusals"]
     assert (refusal["wall"], refusal["error"]) == ("missing", "ENOENT")
     assert report["toml"] == '[files]\ninclude = ["/usr/bin/id"]'
+
+
+def test_what_proc_does_not_show_is_named_with_its_line(home: Home) -> None:
+    report = home.why("box", python("open('/proc/meminfo').read()"))
+    [refusal] = [found for found in report["refusals"] if found["path"].startswith("/proc/")]
+    assert (refusal["what"], refusal["wall"], refusal["error"]) == ("read `/proc/meminfo`", "missing", "ENOENT")
+    assert report["toml"] == '[policy]\nproc = "full"'
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,17 @@ def test_only_the_capabilities_are_kept_without_which_an_exercise_fails(home: Ho
     words = ("os.chown('/tmp/x', 7, 7)", "os.chmod('/tmp/x', 0o600)")
     report = home.build("server", server(*words, setup="open('/tmp/x', 'w')\n"))
     assert report["proposal"]["capabilities"] == ["chown", "fowner"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="makes a call by its number on x86-64")
+def test_a_service_that_keeps_a_capability_which_no_other_call_shows_is_given_it(home: Home) -> None:
+    """Like chronyd, which first of all sets its capabilities to the few that it may need."""
+    wanted = "struct.pack('=6I', 1 << 10, 1 << 10, 0, 0, 0, 0)"
+    setup = f"call(126, struct.pack('=II', 0x20080522, 0), {wanted})\n"
+    report = home.build("server", server("os.getpid()", setup=setup))
+    assert report["proposal"]["capabilities"] == ["net_bind_service"]
+    assert len(report["rounds"]) == 1
 
 
 @pytest.mark.parametrize(("either", "kept"), [(("dac_override", "chown"), "chown"), (("setuid", "kill"), "kill")])
@@ -136,8 +149,31 @@ def test_build_fails_when_a_command_ends_otherwise_than_outside(home: Home) -> N
     assert '[policy]\ncapabilities = ["net_raw"]\n' in done.stderr
 
 
-def test_a_command_may_end_with_any_status_that_it_has_outside_too(home: Home) -> None:
-    home.build("server", spec("server", "sys.exit(3)"))
+def test_a_command_may_end_with_any_status_that_it_has_outside_too_which_is_told(home: Home) -> None:
+    report = home.build("server", spec("server", "sys.exit(3)"))
+    (advice,) = [one for one in report["advice"] if one["code"] == "status"]
+    assert advice["message"] == "ended with status 3 outside a jail, which counts as success"
+    report = home.build("server", spec("server", "sys.exit(0)"))
+    assert not [one for one in report["advice"] if one["code"] == "status"]
+
+
+def test_a_peer_that_cannot_be_reached_outside_either_is_no_refusal_of_the_walls(home: Home) -> None:
+    ask_elsewhere = "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 53))"
+    report = home.build("server", server(ask_elsewhere))
+    assert report["proposal"]["refused"] == []
+
+
+@pytest.mark.slow
+def test_a_file_that_is_looked_for_and_not_in_the_jail_is_told_with_the_line_that_brings_it(home: Home) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        path = Path(directory) / "app.conf"
+        path.write_text("x\n")
+        code = f"path = '{path}'\nos.stat(path); open(path).read()"
+        home.write("server", spec("server", code))
+        done = home.run("build", "server")
+        assert done.returncode == 1
+        assert done.stderr.endswith(f'hint: put this into the spec to allow it:\n[files]\ninclude = ["{path}"]\n')
+        home.build("server", spec("server", code, f"[files]\ninclude = ['{path}']"))
 
 
 def test_proposal_has_preset_ports_and_written_directories(home: Home) -> None:

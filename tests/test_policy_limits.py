@@ -104,6 +104,25 @@ def test_limit_that_was_reached_is_named_with_the_line_that_gives_more(case: str
     assert report["toml"] == given.toml
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("kept = [os.open('/', os.O_RDONLY) for _ in range(40)]", "`open_files = 16` is reached; `open_files = 32`"),
+        (
+            "for number in range(60): open(f'/tmp/{number}', 'w')",
+            '`/tmp` has no room for more than 20 files; `"/tmp" = { mode = "0755", owner = "root", size = "256K", '
+            "inodes = 40 }`",
+        ),
+    ],
+    ids=["open-files", "inodes"],
+)  # fmt: skip
+def test_limit_of_which_twice_as_much_is_reached_too_is_said_to_want_more(code: str, reason: str, home: Home) -> None:
+    report = home.why("limited", python(code))
+    assert (report["works"], report["works_with_lines"], report["runs"], report["toml"]) == (False, False, 2, "")
+    [refusal] = report["refusals"]
+    assert refusal["reason"] == f"{reason} was tried, and is not enough"
+
+
 def test_child_that_is_killed_for_want_of_memory_is_told_though_its_parent_goes_on(home: Home) -> None:
     if "memory" not in cgroups.layout().controllers:
         pytest.skip("the controller `memory` cannot be used here: `stockade doctor` says why")

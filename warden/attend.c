@@ -26,6 +26,11 @@
 #define TUN_MAJOR 10
 #define TUN_MINOR 200
 
+struct target {
+    long pid;
+    int pidfd, net;
+};
+
 /* The jail's ids may not open a 0600 node; where root started the jail, its helper sees one that they may. */
 static void open_tun_to_all(void)
 {
@@ -125,11 +130,10 @@ static _Noreturn void keep(int pidfd, int ready, char **command)
     _exit(0);
 }
 
-int attend(int argc, char **argv)
+/* The jail's first process by its number, and its network namespace, which the caller may open only as it is now. */
+static struct target target_of(int argc, char **argv)
 {
     char net[32], *end;
-    int ready[2];
-    unsigned char code = EXIT_WALLS;
 
     if (argc < 2) {
         errno = EINVAL;
@@ -140,22 +144,46 @@ int attend(int argc, char **argv)
     if (*end != '\0' || pidfd < 0)
         fail("attend pidfd_open", argv[0]);
     snprintf(net, sizeof net, "/proc/%ld/ns/net", pid);
-    const int namespace = open(net, O_RDONLY); /* the command gets it */
-    if (namespace < 0 || pipe2(ready, O_CLOEXEC) != 0)
+    const int namespace = open(net, O_RDONLY); /* a command that is kept gets it */
+    if (namespace < 0)
         fail("attend network namespace", net);
-    snprintf(net, sizeof net, "/proc/self/fd/%d", namespace);
+    return (struct target){pid, pidfd, namespace};
+}
+
+int within(int argc, char **argv)
+{
+    const struct target target = target_of(argc, argv);
+
+    become_first_of(target.pidfd, target.pid);
+    if (sys_setns(target.net, NEW_NET) != 0)
+        fail("attend setns net", "");
+    close(target.net);
+    execvp(argv[1], argv + 1);
+    fail("exec", argv[1]);
+}
+
+int attend(int argc, char **argv)
+{
+    const struct target target = target_of(argc, argv);
+    char net[32];
+    int ready[2];
+    unsigned char code = EXIT_WALLS;
+
+    if (pipe2(ready, O_CLOEXEC) != 0)
+        fail("attend pipe", "");
+    snprintf(net, sizeof net, "/proc/self/fd/%d", target.net);
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "{net}") == 0)
             argv[i] = net;
     open_tun_to_all();
-    become_first_of(pidfd, pid);
+    become_first_of(target.pidfd, target.pid);
     if (sys_unshare(NEW_PID) != 0)
         fail("attend pid namespace", "");
     const pid_t keeper = fork();
     if (keeper < 0)
         fail("attend fork", argv[1]);
     if (keeper == 0)
-        keep(pidfd, ready[1], argv + 1);
+        keep(target.pidfd, ready[1], argv + 1);
     close(ready[1]);
     if (read(ready[0], &code, 1) != 1)
         code = EXIT_WALLS;

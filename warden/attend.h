@@ -1,4 +1,4 @@
-/* The attendant: keeps a network helper that serves a jail exactly as long as the jail lives. */
+/* Programs beside a jail that serve its network: kept for exactly as long as it lives, or run once. */
 #ifndef WARDEN_ATTEND_H
 #define WARDEN_ATTEND_H
 
@@ -9,5 +9,8 @@
  * Returns, with the command's exit status, once that has gone into the background.
  */
 int attend(int argc, char **argv);
+
+/* argv as above. Becomes the command, as root of the jail's user namespace and in its network namespace. */
+int within(int argc, char **argv);
 
 #endif

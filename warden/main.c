@@ -132,6 +132,8 @@ int main(int argc, char **argv)
         return forward(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "attend") == 0)
         return attend(argc - 2, argv + 2);
+    if (argc > 1 && strcmp(argv[1], "within") == 0)
+        return within(argc - 2, argv + 2);
     if (argc < 2 || argc > 2 + AGAIN_SOURCES) {
         dprintf(STDERR_FILENO, "usage: warden PLAN [FRAGMENT-FD]\n");
         return EXIT_WALLS;

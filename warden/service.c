@@ -109,10 +109,24 @@ static void close_unpassed(const struct plan *plan, int channel, int gate)
     keep_only(kept, count);
 }
 
+/* By the words of a spec. */
+static const char *limit_name(uint64_t resource)
+{
+    switch (resource) {
+    case RLIMIT_NOFILE:
+        return "open_files";
+    case RLIMIT_FSIZE:
+        return "file_size";
+    case RLIMIT_NPROC:
+        return "processes";
+    default:
+        return "core";
+    }
+}
+
 static void limits(const struct plan *plan)
 {
     const struct record *record = NULL;
-    char text[24];
 
     while ((record = plan_next(plan, OP_RLIMIT, record)) != NULL) {
         struct rlimit limit = {.rlim_cur = record->b, .rlim_max = record->c}, now;
@@ -125,7 +139,7 @@ static void limits(const struct plan *plan)
         if (record->a == RLIMIT_CORE && getrlimit(resource, &now) == 0 && now.rlim_max < limit.rlim_max)
             limit = now;
         if (setrlimit(resource, &limit) != 0)
-            fail("rlimit", decimal(record->a, text));
+            fail("rlimit", limit_name(record->a));
     }
 }
 
@@ -355,11 +369,11 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
     refuse_directories(passed, settings_passed(plan, passed, PASS_LIMIT));
     pass_descriptors(plan, &gate);
     close_unpassed(plan, channel, gate);
-    limits(plan);
     /* ENOSYS: a kernel without keyrings has none to inherit. */
     if (sys_keyctl_join_session() < 0 && errno != ENOSYS)
         fail("keyring", "session");
     const int ruleset = landlock_rules(plan);
+    limits(plan); /* nothing that the launch needs is opened after this */
     char **variables = environment(plan), **argv = plan_strings(plan_last(plan, OP_ARGV));
     credentials(plan, settings);
     if (orphan_dies && prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) /* a change of ids clears it */

@@ -110,9 +110,10 @@ def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
     if not one.tried or not ran:
         return msgspec.structs.replace(one.refusal, lines=lines)
     if still:
+        given = ", ".join(f"`{line.line}`" for line in lines)
+        tried = f"{given} was tried, and is not enough" if one.limit else "it was tried, and stays refused"
         return msgspec.structs.replace(
-            one.refusal, lines=(), confirmed=False,
-            reason=f"{one.refusal.reason}; it was tried, and stays refused",
+            one.refusal, lines=(), confirmed=False, reason=f"{one.refusal.reason}; {tried}"
         )  # fmt: skip
     return msgspec.structs.replace(one.refusal, lines=lines, confirmed=True)
 

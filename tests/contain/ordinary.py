@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,11 +47,16 @@ def home(*, ranges: bool) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def python(place: Path, code: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run `code` as the user of `home`, with `conftest` and Stockade importable and STOCKADE_HOME in `own`."""
+def python(
+    place: Path, code: str, *, under: Sequence[str] = (), timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` as the user of `home`, with `conftest` and Stockade importable and STOCKADE_HOME in `own`.
+
+    `under` is a command of root's that runs what stands behind it.
+    """
     path = [str(Path(__file__).parent), *(entry for entry in sys.path if entry)]
     environment = {"PATH": os.environ["PATH"], "STOCKADE_HOME": f"{place}/own/home", "PYTHONPATH": ":".join(path)}
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", _SETUP, "sh", str(place / "etc"), sys.executable, "-c", code],
+        [*under, "unshare", "--mount", "sh", "-c", _SETUP, "sh", str(place / "etc"), sys.executable, "-c", code],
         env=environment, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip

@@ -14,9 +14,12 @@ import pytest
 from conftest import Builder
 from hosts import HOST, HOST6, PEER, PEER6, SECOND, TwoHosts
 from processes import children, exists, until
+from test_walls_ordinary import facts, kind, place  # the fixtures of an ordinary user
 
 from stockade import contain, places
 from stockade.contain.starting import log_path
+
+__all__ = ["kind", "place"]
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="run as root: the hosts are network namespaces of the test's own"),
@@ -32,6 +35,11 @@ try:
 except OSError as error:
     print(errno.errorcode.get(error.errno, type(error).__name__))
 """
+#: Runs a command that sees a tun device which everybody may open, as most hosts have it.
+WITH_TUN = (
+    "unshare", "--mount", "sh", "-ec",
+    'mount --make-rprivate / && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"', "sh",
+)  # fmt: skip
 REFUSED = {"ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "EACCES", "EINVAL"}
 
 
@@ -80,9 +88,18 @@ def test_the_second_address_is_reached_where_no_route_refuses_it(hosts: TwoHosts
         "--", "/usr/bin/python3", "-c", CONNECT, SECOND, "9000",
     ]  # fmt: skip
     user = ["setpriv", "--reuid", "65533", "--regid", "65533", "--clear-groups"]
-    tun = "mount --make-rprivate / && mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec \"$@\""
-    done = hosts.attempt(hosts.host, "unshare", "--mount", "sh", "-ec", tun, "sh", *user, *command)
+    done = hosts.attempt(hosts.host, *WITH_TUN, *user, *command)
     assert done.stdout.strip() == "the host itself", done.stderr
+
+
+@pytest.mark.usefixtures("kind")
+def test_egress_of_an_ordinary_user_reaches_another_host_and_not_its_own(hosts: TwoHosts, place: Path) -> None:
+    told = facts(place, f"""
+build({{"network": {{"mode": "private", "egress": True}}}})
+ask = "sleep 1 | nc -w 2 $0 9000"  # the other side ends the connection first
+tell(**{{host: output("test", "/bin/sh", "-c", ask, host)[1] for host in {(PEER, HOST, SECOND)}}})
+""", under=("nsenter", f"--net=/proc/{hosts.host}/ns/net", *WITH_TUN))  # fmt: skip
+    assert told == {PEER: "the peer", HOST: "", SECOND: ""}
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "169.254.0.7", "100.100.100.200", "fd00:ec2::254"])
@@ -110,8 +127,7 @@ def test_the_network_helper_ends_with_the_command(hosts: TwoHosts, stockade: lis
 def test_a_missing_pasta_is_named_with_its_package(hosts: TwoHosts, stockade: list[str], tmp_path: Path) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("ip", "nsenter"):
-        (programs / name).symlink_to(shutil.which(name) or name)
+    (programs / "ip").symlink_to(shutil.which("ip") or "ip")
     command = [*stockade[:7], f"PATH={programs}", *stockade[7:], "--network", "egress", "--", "true"]
     done = hosts.attempt(hosts.host, *command)
     assert (done.returncode, done.stderr) == (

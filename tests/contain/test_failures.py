@@ -75,7 +75,10 @@ FAULTS = {
         "`sysctl` failed on `/proc/sys/absent` (ENOENT)",
     ),
     "hostname": (added(wire.text(wire.HOSTNAME, "x" * 65)), "(EINVAL)"),
-    "rlimit": (added(wire.record(wire.RLIMIT, 7, 1 << 62, 1 << 62)), "`rlimit` failed on `7` (EPERM)"),
+    "rlimit": (
+        added(wire.record(wire.RLIMIT, 7, 1 << 62, 1 << 62)),
+        "`rlimit` failed on `open_files` (EPERM): it is more than the caller may have",
+    ),
     "uid": (
         added(wire.record(wire.IDS, 70000, 0)),
         "`uid` failed on `70000` (EINVAL): the uid is outside of the jail's ids",

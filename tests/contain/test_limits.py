@@ -167,6 +167,11 @@ def test_direct_writes_are_as_slow_as_the_limit_says(jail: Builder) -> None:
     assert seconds["slow"] > 1.8 > seconds["free"], seconds
 
 
+def test_least_number_of_open_files_does_not_hinder_the_launch(jail: Builder) -> None:
+    jail(spec={"limits": {"open_files": 3}})
+    assert output("test", "/bin/echo", "hi") == (0, "hi\n", "")
+
+
 def test_descriptors_run_out_inside_only(jail: Builder, neighbour: Neighbour) -> None:
     jail(spec={"limits": {"open_files": 20}})
     script = 'n=3; while eval "exec $n< /dev/null"; do n=$((n+1)); test $n -lt 100 || break; done 2>/dev/null; echo $n'

@@ -112,6 +112,15 @@ def test_compiled_policy_begins_with_a_second_and_ends_with_a_minute(jail: Build
     assert until(lambda: any("restart 1 in 1.0 s" in line for line in log()))
 
 
+def test_nothing_enters_a_jail_between_two_lives(jail: Builder) -> None:
+    jail(spec=policy("always", "exit 1"))
+    start("always", (60_000, 60_000, 60_000)).close()
+    assert until(lambda: contain.find("test").state == "restarting")
+    with pytest.raises(StateError, match="waits for its restart") as caught:
+        contain.enter("test", ["/bin/true"])
+    assert caught.value.hint is not None and "stockade run test" in caught.value.hint
+
+
 def test_stop_between_two_lives_ends_the_jail_for_good(jail: Builder) -> None:
     jail(spec=policy("always", "echo begun; exit 1"))
     start("always", (60_000, 60_000, 60_000)).close()

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from stockade.errors import StateError
 from stockade.kernel import cgroups
 from stockade.kernel.pidfd import pidfd_open
 
 from . import runfiles, wire
 from .jail import Running
-from .registry import find
+from .registry import RunningJail, find
 from .starting import Streams, command_records, open_standard, start, terminal_record
 
 __all__ = ["enter"]
@@ -36,11 +37,16 @@ def enter(
     """Start `argv` in the namespaces of the running jail `name`; arguments and errors as `launch`'s.
 
     Ids, capabilities, no_new_privs, Landlock, filter and limits are those of the jail's plan, or of the one in `plan`
-    that it was launched with.
+    that it was launched with. StateError between two lives of the jail.
     """
     jail = find(name)
+    if not jail.init_pid:
+        raise StateError(
+            f"the service of jail `{name}` has ended and waits for its restart",
+            hint=f"`stockade logs {name}` says why it ended; `stockade run {name} -- COMMAND` needs no running service",
+        )
     open_standard()
-    target = _member(jail.init_pid, jail.pid)
+    target = _member(jail)
     try:
         fragment = [
             wire.record(wire.ENTER, target),
@@ -58,13 +64,14 @@ def enter(
         os.close(target)
 
 
-def _member(init: int, service: int) -> int:
-    """A pidfd of a process whose namespaces the caller may join.
+def _member(jail: RunningJail) -> int:
+    """A pidfd of a process of the jail whose namespaces the caller may join.
 
     Root may join PID 1's. An ordinary user has no rights over it: it is not dumpable and its memory belongs to the
     host's user namespace; the service and what it started were executed in the jail's own.
     """
-    members = (init,) if os.geteuid() == 0 else chain((service,), _descendants(init))
+    init = jail.init_pid
+    members = (init,) if os.geteuid() == 0 else chain((jail.pid,) if jail.pid else (), _descendants(init))
     for pid in members:
         try:
             descriptor = pidfd_open(pid)
@@ -73,7 +80,7 @@ def _member(init: int, service: int) -> int:
         if _inside(pid, init):
             return descriptor
         os.close(descriptor)
-    raise runfiles.not_running(str(init))
+    raise runfiles.not_running(jail.instance)
 
 
 def _inside(pid: int, init: int) -> bool:

@@ -117,15 +117,12 @@ def open_listener(text: str) -> int:
 def _egress(made: Connection) -> None:
     pasta = _program("pasta", package="passt")
     ip = _program("ip", package="iproute2")
-    nsenter = _program("nsenter", package="util-linux")
     routes = "".join(f"route add unreachable {target}\n" for target in (*_REFUSED, *_own_addresses()))
     batch = memory_file(routes.encode("ascii"))
     made._keep(batch)
     made.records.append(wire.text(wire.HELPER, warden_path(), "attend", "{pid}", pasta, *_PASTA))
-    enter = [nsenter, "--target", "{pid}", "--net"]
-    if os.geteuid() != 0:
-        enter += ["--user", "--preserve-credentials"]
-    made.records.append(wire.text(wire.HELPER, *enter, ip, "-batch", f"/proc/self/fd/{batch}"))
+    set_up = (warden_path(), "within", "{pid}", ip, "-batch", f"/proc/self/fd/{batch}")
+    made.records.append(wire.text(wire.HELPER, *set_up))
 
 
 def _program(name: str, *, package: str) -> str:

@@ -1,11 +1,10 @@
-"""Jails that run now, whoever started them: list, find, stop, logs."""
+"""Jails that run now, whoever started them: list, find, stop."""
 
 from __future__ import annotations
 
 import contextlib
 import signal as signals
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +16,8 @@ from stockade.records.spec import Spec
 
 from . import measure, network, runfiles
 from .jail import FORWARDED
-from .starting import log_path
 
-__all__ = ["EndedJail", "RunningJail", "ended", "find", "last_status", "logs", "running", "stop"]
+__all__ = ["EndedJail", "RunningJail", "ended", "find", "last_status", "running", "stop"]
 
 _KILL_SECONDS = 10.0
 _TURN_SECONDS = 0.5
@@ -135,24 +133,6 @@ def stop(name: str, *, signal: int | None = None, timeout_s: float | None = None
         return None
     runfiles.clean(jail.instance, state)
     return state.status
-
-
-def logs(name: str, *, older: bool = False, newest: bool = True) -> Iterator[bytes]:
-    """The jail's log in pieces; with `older` the rotated ones first, without `newest` these alone.
-
-    NotFoundError when it never logged.
-    """
-    runfiles.directory(name)
-    last = log_path(name)
-    rotated = sorted(last.parent.glob("log.[0-9]*"), key=lambda path: -int(path.suffix[1:])) if older else []
-    if not last.exists() and not rotated:
-        raise NotFoundError(
-            f"jail `{name}` has no log", hint=f"a jail that `stockade start {name}` started writes one"
-        )
-    for path in (*rotated, *((last,) if newest else ())):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            while piece := file.read(1 << 16):
-                yield piece
 
 
 def last_status(name: str) -> int | None:

@@ -6,6 +6,7 @@ refusal of the filter is never mistaken for one of the kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from ..kernel import presets
+from ..kernel.capabilities import names
 from ..records.lock import Lock
 from ..records.proposal import Obstacle, Refusal
 from ..records.spec import Directory, Spec
@@ -33,6 +35,7 @@ _NO_FAMILY = "it is not separated between jails, or no service needs it"
 _WRITING = frozenset({"write", "create", "truncate", "mkdir", "mknod", "unlink", "chmod", "chown", "bind"})
 _SHORT_LIVED = ("/run", "/tmp", "/var/tmp", "/var/run", "/var/lock", "/var/cache")
 _OWN = ("/proc/", "/sys/", "/run/", "/tmp/")  # what a jail and the host each have for themselves
+_OWN_PROCESS = frozenset({"self", "thread-self"})
 #: Devices that open the machine's memory, ports or log.
 _RAW = frozenset({"mem", "kmem", "port", "kmsg", "nvram", "hpet"})
 
@@ -41,15 +44,21 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Blocked:
-    """One refusal and the change of the spec that lifts it; `tried` tells whether a run can show that."""
+    """One refusal and the change of the spec that lifts it; `tried` tells whether a run can show that.
+
+    `limit` names the limit that was reached, "" where the refusal is of another kind.
+    """
 
     refusal: Refusal
     change: Change | None = None
     tried: bool = True
+    limit: str = ""
 
     @property
     def key(self) -> Key:
-        """What makes it the same refusal in another run."""
+        """What makes it the same refusal in another run: of a limit, whatever ran into it."""
+        if self.limit:
+            return self.limit, self.refusal.wall, ""
         return self.refusal.what, self.refusal.wall, self.refusal.path
 
 
@@ -81,7 +90,7 @@ def blocked(
         known = found.get(one.key)
         if known is not None:
             count = known.refusal.count + one.refusal.count
-            one = Blocked(msgspec.structs.replace(known.refusal, count=count), known.change, known.tried)
+            one = dataclasses.replace(known, refusal=msgspec.structs.replace(known.refusal, count=count))
         found[one.key] = one
     return tuple(found.values())
 
@@ -107,8 +116,11 @@ class _View:
         self._entries = {unescape(entry.path): entry for entry in lock.entries}
         seen = outside.calls if outside is not None else ()
         self._also = {(call.name, call.error, call.arguments, call.path) for call in seen if call.error}
+        sockets = outside.sockets if outside is not None else ()
+        self._unreached = {(one.operation, one.error, one.address) for one in sockets if one.error}
         paths = outside.accesses if outside is not None else ()
         self._failed = {(access.path, access.operation, access.error) for access in paths if access.error}
+        self._read = {access.path for access in paths if access.operation == "read" and not access.error}
         self._denied = {(access.operation, access.path) for access in paths if access.error in ("EPERM", "EACCES")}
 
     def calls(self) -> Iterator[Blocked]:
@@ -128,8 +140,12 @@ class _View:
                 continue
             if self._selection is not None and self._selection.answer(seen.name, seen.arguments) == seen.error:
                 yield from self._filtered(seen, self._selection)
-            elif (seen.name, seen.error, seen.arguments, seen.path) not in self._also:
+            elif not self._fails_outside(seen):
                 yield from self._by_the_kernel(seen)
+
+    def _fails_outside(self, seen: CallSeen) -> bool:
+        also = (seen.name, seen.error, seen.arguments, seen.path) in self._also
+        return also or (seen.name, seen.error, seen.path) in self._unreached
 
     def _filtered(self, seen: CallSeen, allowed: presets.Selection) -> Iterator[Blocked]:
         group = presets.group_of().get(seen.name)
@@ -177,6 +193,13 @@ class _View:
             yield self._limit(seen, found)
             return
         capability = capability_for(seen)
+        if seen.name == "capset" and seen.error == "EPERM":
+            # A process may keep what it has, and no more (capset(2)).
+            wanted = [name for name in names(seen.arguments[1]) if name not in self._granted]
+            for name in wanted:
+                yield self._lacking(seen, name, f"capset to `{name}`")
+            if wanted:
+                return
         match seen.error:
             case "ENETUNREACH" if seen.name in ("connect", "sendto", "sendmsg"):
                 if not self._spec.network.egress and self._spec.network.mode != "host":
@@ -189,24 +212,24 @@ class _View:
             case _:
                 return
 
-    def _lacking(self, seen: CallSeen, capability: str) -> Blocked:
+    def _lacking(self, seen: CallSeen, capability: str, what: str = "") -> Blocked:
         """The kernel asks for a capability that the service does not have."""
         if seen.name in _SET_NAME:
             return self._never(seen, "capability", _NAME_IS_SET)
         if capability in EXCESSIVE:
-            return self._never(seen, "capability", EXCESSIVE[capability])
+            return self._never(seen, "capability", EXCESSIVE[capability], what)
         if capability in HOST_ONLY:
-            return self._of_the_host(seen, capability)
+            return self._of_the_host(seen, capability, what)
         change = changes.capability(capability, found=self._lock.capabilities)
-        return self._blocked(seen, "capability", f"it needs the capability `{capability}`", change)
+        return self._blocked(seen, "capability", f"it needs the capability `{capability}`", change, what)
 
-    def _of_the_host(self, seen: CallSeen, capability: str) -> Blocked:
+    def _of_the_host(self, seen: CallSeen, capability: str, what: str = "") -> Blocked:
         cures = {
             "sys_resource": "; a spec sets limits in `[limits]`",
             "mknod": "; name devices in `devices` in `[policy]`",
         }
         reason = f"the kernel asks for `{capability}` over the whole host, which no jail has{cures.get(capability, '')}"
-        return self._never(seen, "host", reason)
+        return self._never(seen, "host", reason, what)
 
     def accesses(self, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
         """Refusals that accesses to paths show."""
@@ -258,13 +281,26 @@ class _View:
 
     def _missing(self, access: Access, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
         """A file or program that the host has."""
-        if access.operation not in ("read", "exec") or access.path.startswith(_OWN) or not access.path.startswith("/"):
+        if access.operation == "read" and access.path.startswith("/proc/"):
+            yield from self._proc(access, host)
+        wanted = access.operation in ("read", "exec") or access.path in self._read
+        if not wanted or access.path.startswith(_OWN) or not access.path.startswith("/"):
             return
         status = host(access.path)
         if status is not None and stat.S_ISREG(status.st_mode):
             yield self._path(
                 access, "missing", "the host has it, the jail does not", changes.include(access.path), tried=False
             )
+
+    def _proc(self, access: Access, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
+        """What /proc has on the host, and of processes only the caller's own: those of others are not the jail's."""
+        name = access.path.split("/")[2]
+        own = name in _OWN_PROCESS
+        if self._lock.proc == "full" or (own and self._lock.proc == "pid") or name.isdecimal():
+            return
+        if host(f"/proc/{name}") is not None:
+            change = changes.proc("pid" if own else "full")
+            yield self._path(access, "missing", f"the jail has `proc = \"{self._lock.proc}\"`", change, tried=False)
 
     def _read_only(self, access: Access) -> Iterator[Blocked]:
         path = access.path if access.operation == "mkdir" else os.path.dirname(access.path) or "/"
@@ -330,7 +366,8 @@ class _View:
     def _limit(self, seen: CallSeen, found: Exhausted) -> Blocked:
         if found.change is not None:
             what = "" if seen.name else "a process"
-            return self._blocked(seen, "limit", found.reason, found.change, what)
+            one = self._blocked(seen, "limit", found.reason, found.change, what)
+            return dataclasses.replace(one, limit=found.limit)
         return Blocked(Refusal(
             what=_call(seen), wall="limit", reason=found.reason, call=seen.name, error=seen.error, count=seen.count
         ))  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,7 +14,7 @@ from ..records.text import escape
 
 __all__ = [
     "Change", "capabilities", "capability", "device", "directory", "include", "limit", "lines", "mode", "network",
-    "no_landlock", "owner", "preset", "publish", "system_call", "toml",
+    "no_landlock", "owner", "preset", "proc", "publish", "system_call", "toml",
 ]  # fmt: skip
 
 Change = Callable[[Spec], Spec]
@@ -60,6 +60,11 @@ def capabilities(names: tuple[str, ...]) -> Change:
 def device(name: str) -> Change:
     """Show a device of the host."""
     return lambda spec: _policy(spec, devices=_with(spec.policy.devices, name))
+
+
+def proc(kind: Literal["pid", "full"]) -> Change:
+    """Show the jail's own processes in /proc, or what else the kernel tells there too."""
+    return lambda spec: _policy(spec, proc=kind)
 
 
 def no_landlock() -> Change:

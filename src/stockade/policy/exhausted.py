@@ -29,10 +29,14 @@ _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K"))
 
 
 class Exhausted(msgspec.Struct, frozen=True):
-    """What was used up, in words, and the change of the spec that gives more; None where the host has no more."""
+    """What was used up, in words, and the change of the spec that gives more; None where the host has no more.
+
+    `limit` names the one limit that was reached, whatever call ran into it; "" where that is not known.
+    """
 
     reason: str
     change: Change | None
+    limit: str = ""
 
 
 def exhausted(seen: CallSeen, spec: Spec, lock: Lock, trace: Trace) -> Exhausted | None:
@@ -53,11 +57,11 @@ def exhausted(seen: CallSeen, spec: Spec, lock: Lock, trace: Trace) -> Exhausted
 
 
 def _number(key: str, value: int) -> Exhausted:
-    return Exhausted(f"`{key} = {value}` is reached", changes.limit(key, value * 2))
+    return Exhausted(f"`{key} = {value}` is reached", changes.limit(key, value * 2), key)
 
 
 def _size(key: str, value: str, what: str) -> Exhausted:
-    return Exhausted(f'`{key} = "{value}"` {what}', changes.limit(key, _written(size_bytes(value) * 2)))
+    return Exhausted(f'`{key} = "{value}"` {what}', changes.limit(key, _written(size_bytes(value) * 2)), key)
 
 
 def _written(number: int) -> str:
@@ -77,7 +81,7 @@ def _full(seen: CallSeen, spec: Spec, lock: Lock, trace: Trace) -> Exhausted:
     if len(places) > 1:
         named = ", ".join(f"`{place}`" for place in places)
         larger = _written(2 * size_bytes(spec.limits.tmpfs or str(_TMPFS_BYTES)))
-        return Exhausted(f"one of {named} is full", changes.limit("tmpfs", larger))
+        return Exhausted(f"one of {named} is full", changes.limit("tmpfs", larger), "tmpfs")
     [place] = places
     found = known[place]
     directory = spec.directories.get(found.path) or _as_it_is(found, spec)
@@ -87,12 +91,14 @@ def _full(seen: CallSeen, spec: Spec, lock: Lock, trace: Trace) -> Exhausted:
         return Exhausted(f"the host's file system, on which the volume `{place}` lies, is full", None)
     if not seen.path:
         wanted = msgspec.structs.replace(directory, size=_written(2 * size))
-        return Exhausted(f"`{place}` is full: it has {_written(size)}", changes.directory(place, wanted))
+        reason = f"`{place}` is full: it has {_written(size)}"
+        return Exhausted(reason, changes.directory(place, wanted), f"size of {place}")
     most = directory.inodes or found.inodes or (size // _BYTES_PER_FILE if found.volume else _TMPFS_INODES)
     wanted = msgspec.structs.replace(directory, inodes=2 * most)
     if found.volume and 2 * most * _LEAST_PER_FILE > size:
         wanted = msgspec.structs.replace(wanted, size=_written(2 * size))
-    return Exhausted(f"`{place}` has no room for more than {most} files", changes.directory(place, wanted))
+    reason = f"`{place}` has no room for more than {most} files"
+    return Exhausted(reason, changes.directory(place, wanted), f"inodes of {place}")
 
 
 def _as_it_is(found: LockDirectory, spec: Spec) -> Directory:
