@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from .contain.identity import Account
 from .errors import HostError, ServiceError
 from .kernel import userns
 from .records.buildreport import BuildReport, ExerciseLine, NewSecret, Round
-from .records.closure import Closure, Gap
+from .records.closure import Advice, Closure, Gap
 from .records.generation import EXERCISES, PROPOSAL, Generation
 from .records.lock import Lock
 from .records.proposal import Proposal
@@ -121,7 +122,7 @@ def _build(spec: Spec, *, observe: bool, verify: bool, progress: Progress | None
             work.rounds.append(Round(number=len(work.rounds) + 1, added=tuple(gap.path for gap in missing.gaps)))
             with work.stage("resolve", f"resolving {len(missing.gaps)} paths that were missing inside"):
                 closure = resolve.resolve(trace, spec, gaps=work.gaps)
-    return _report(work, generation, closure)
+    return _report(work, generation, (*closure.advice, *_status_advice(work, trace)))
 
 
 def build_from_lock(lock: Lock, spec: Spec, *, verify: bool = True, progress: Progress | None = None) -> BuildReport:
@@ -136,7 +137,7 @@ def build_from_lock(lock: Lock, spec: Spec, *, verify: bool = True, progress: Pr
                 lock, spec, store=work.store, secrets=work.materials, package_of=work.package_of,
                 progress=work.progress, finish=lambda path, made: _finish(work, path, made, None, None, verify=verify),
             )  # fmt: skip
-        return _report(work, generation, Closure())
+        return _report(work, generation)
 
 
 def _begin(spec: Spec, progress: Progress | None) -> _Work:
@@ -164,10 +165,12 @@ def _require_executable(directory: Path) -> None:
 
 
 def _shown_secrets(store: Store) -> frozenset[str]:
-    """Names of the secrets that builds which ended well have shown."""
-    built = (store.generation(number).path / "spec.json" for number in store.generations())
-    specs = (msgspec.json.decode(path.read_bytes(), type=Spec) for path in built)
-    return frozenset(name for spec in specs for name in spec.secrets)
+    """Names of the secrets that builds which ended well have shown. A damaged generation does not hinder a new one."""
+    shown: set[str] = set()
+    for number in store.generations():
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            shown |= msgspec.json.decode((store.place(number) / "spec.json").read_bytes(), type=Spec).secrets.keys()
+    return frozenset(shown)
 
 
 def _observed(work: _Work) -> Trace:
@@ -264,13 +267,14 @@ def _verified(work: _Work, path: Path, lock: Lock, closure: Closure | None, trac
         gaps = resolve.gaps(trace, trial.trace, closure)
         if gaps and len(work.rounds) < MOST_ROUNDS:
             raise _Missing(gaps)
-        work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
     wanted = narrowing.Wanted(work.status)
     if not wanted(trial):
         if work.searches and lock.capabilities != CANDIDATES:
             raise _Refused
         with _ordinary_hint(work.store, outside=False):
             raise _failure(work, path, lock, trial, trace, wanted)
+    if trace is not None:
+        work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
     work.results = trial.exercises
     passed = [result.name for result in trial.exercises]
     (path / EXERCISES).write_bytes(msgspec.json.encode(passed))
@@ -316,7 +320,18 @@ def _narrow(work: _Work, path: Path, lock: Lock, trial: Trial, trace: Trace | No
     return lock
 
 
-def _report(work: _Work, generation: Generation, closure: Closure) -> BuildReport:
+def _status_advice(work: _Work, trace: Trace | None) -> Iterator[Advice]:
+    """That the command failed by its status, in its jail as outside: that may be how it should be, or not."""
+    if trace is None or not work.status:
+        return
+    from .observe import cures
+
+    text = f"ended with status {work.status} outside a jail, which counts as success"
+    message = "; ".join((text, *cures(trace, work.spec)))
+    yield Advice(code="status", path=work.spec.service.command[0], message=message)
+
+
+def _report(work: _Work, generation: Generation, advice: tuple[Advice, ...] = ()) -> BuildReport:
     files = [entry for entry in generation.lock.entries if entry.type == "file"]
     work.store.prune()
     return BuildReport(
@@ -329,7 +344,7 @@ def _report(work: _Work, generation: Generation, closure: Closure) -> BuildRepor
             ExerciseLine(name=result.name, passed=result.passed, seconds=result.seconds) for result in work.results
         ),
         stages=work.stages,
-        advice=closure.advice,
+        advice=advice,
         new_secrets=tuple(
             NewSecret(
                 name=name,

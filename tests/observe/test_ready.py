@@ -73,6 +73,31 @@ server = socket.create_server(("127.0.0.1", 4242)); time.sleep(100)
 
 
 @pytest.mark.usefixtures("as_root")
+def test_without_a_condition_a_client_waits_for_a_service_that_listens_and_is_still_at_work(outside: Outside) -> None:
+    code = """
+import socket, time
+early = socket.socket(type=socket.SOCK_DGRAM); early.bind(("127.0.0.1", 4241))
+while time.process_time() < 1.5: pass
+server = socket.create_server(("127.0.0.1", 4242)); time.sleep(100)
+"""
+    client = (PYTHON, "-c", "import socket; socket.create_connection(('127.0.0.1', 4242))")
+    assert outside(PYTHON, "-c", code, exercises=(Exercise(command=client),)).exercises[0].passed
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_service_that_listens_and_is_never_idle_is_not_waited_for_beyond_its_time(outside: Outside) -> None:
+    code = """
+import socket
+server = socket.create_server(("127.0.0.1", 4242))
+while True: pass
+"""
+    client = (PYTHON, "-c", "import socket; socket.create_connection(('127.0.0.1', 4242))")
+    observation = outside(PYTHON, "-c", code, exercises=(Exercise(command=client),), ready=Ready(timeout_s=1.0))
+    assert observation.exercises[0].passed
+    assert observation.seconds["start"] >= 1.0
+
+
+@pytest.mark.usefixtures("as_root")
 def test_a_command_that_sleeps_is_waited_for_to_its_end(outside: Outside) -> None:
     observation = outside("sh", "-c", "sleep 1.5; cat /etc/hostname")
     assert observation.status == 0

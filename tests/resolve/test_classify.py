@@ -153,6 +153,13 @@ def test_a_file_read_in_run_is_not_copied_but_reported(world: World) -> None:
     assert "/run/other/state" not in paths(closure)
 
 
+def test_a_file_read_in_run_that_the_spec_names_is_copied_and_not_reported(world: World) -> None:
+    world.file("/run/other/state")
+    closure = world.resolve(trace(did("read", "/run/other/state")), spec(include=("/run/other/state",)))
+    assert "/run/other/state" in paths(closure)
+    assert not advice(closure)
+
+
 def test_a_link_onto_a_tmpfs_brings_its_present_content(world: World) -> None:
     """resolv.conf of systemd-resolved."""
     world.file("/run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n")
@@ -189,6 +196,28 @@ def test_a_file_that_had_to_be_there_before_it_was_written_is_copied_and_reporte
     assert "/var/lib/app/db" in paths(closure)
     assert ("state", "/var/lib/app/db") in advice(closure)
     assert list(work(closure.state)) == ["/var/lib/app"]
+
+
+def test_a_name_that_is_made_anew_where_the_host_has_a_link_is_no_writing_to_what_the_link_leads_to(
+    world: World,
+) -> None:
+    """Dovecot makes a link to its configuration in its directory below /run, where one that runs has it already."""
+    world.files("/etc/app/app.conf", "/var/lib/app/x")
+    world.link("/run/app/app.conf", "/etc/app/app.conf")
+    world.link("/var/lib/app/now", "/etc/app/app.conf")
+    closure = world.resolve(trace(
+        did("read", "/etc/app/app.conf"), did("create", "/run/app/app.conf"), did("create", "/var/lib/app/now"),
+    ))  # fmt: skip
+    assert list(work(closure.state)) == ["/var/lib/app"]
+    assert not advice(closure)
+    assert "/var/lib/app/now" not in paths(closure)
+
+
+def test_a_file_of_the_host_that_is_written_through_a_link_is_written_where_it_is(world: World) -> None:
+    world.files("/srv/data/x")
+    world.link("/var/lib/app/now", "/srv/data/x")
+    closure = world.resolve(trace(did("create", "/var/lib/app/now", mode=0o644)))
+    assert list(work(closure.state)) == ["/srv/data"]
 
 
 def test_a_directory_that_the_service_made_has_the_mode_and_owner_that_it_gave(world: World) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,15 +56,20 @@ def test_nearly_every_program_and_library_of_the_host_has_an_owner(index: Packag
     assert known / len(paths) >= 0.97
 
 
-def test_the_whole_index_is_read_in_150_ms(index: PackageIndex) -> None:
+def test_the_whole_index_costs_little_more_than_the_lists_it_is_read_from(index: PackageIndex) -> None:
     del index
 
-    def once() -> float:
+    def lists() -> None:
+        for path in INFO.glob("*.list"):
+            set(path.read_bytes().split(b"\n"))
+
+    def once(work: Callable[[], object]) -> float:
         began = time.process_time()
-        PackageIndex.load()
+        work()
         return time.process_time() - began
 
-    assert min(once() for _ in range(5)) < 0.15
+    taken = [(once(PackageIndex.load), once(lists)) for _ in range(5)]
+    assert min(ours for ours, _ in taken) < 8 * min(plain for _, plain in taken)
 
 
 def test_merged_usr_makes_one_path_of_two(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,12 @@ from stockade.cli.parser import Subparsers, add_verb
 
 if TYPE_CHECKING:
     from stockade.records.buildreport import BuildReport
+    from stockade.records.closure import Advice
 
 __all__ = ["register"]
 
 _SHOWN = 12
+_NOTED = 3
 
 
 def register(subparsers: Subparsers) -> None:
@@ -66,8 +70,8 @@ def _show(report: BuildReport) -> None:
     if report.exercises:
         passed = sum(exercise.passed for exercise in report.exercises)
         console.text(f"exercises: {passed} of {len(report.exercises)} passed inside")
-    for advice in report.advice:
-        console.text(f"note: {advice.message} ({advice.path})")
+    for line in _notes(report.advice):
+        console.text(f"note: {line}")
     for secret in report.new_secrets:
         value = f": {secret.value.strip()}" if secret.value else ""
         console.text(f"new {secret.kind} `{secret.name}`{value}, kept in {secret.kept}")
@@ -82,6 +86,18 @@ def _show(report: BuildReport) -> None:
     console.text(
         f"{report.name}: generation {report.generation}, {report.files} files with {console.size(report.bytes)}"
     )
+
+
+def _notes(advice: Iterable[Advice]) -> Iterator[str]:
+    """A line for each kind of advice with its path, or, where it is given on many, with the directory above them."""
+    places: dict[str, list[str]] = {}
+    for one in advice:
+        places.setdefault(one.message, []).append(one.path)
+    for message, paths in places.items():
+        if len(paths) > _NOTED:
+            yield f"{message} ({len(paths)} paths below {os.path.commonpath(paths)})"
+        else:
+            yield from (f"{message} ({path})" for path in paths)
 
 
 def _added(paths: tuple[str, ...]) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .absent import cures
     from .process import Process
     from .run import Attach, Identity, Observation, inside, outside
     from .view import View
 
-__all__ = ["Attach", "Identity", "Observation", "Process", "View", "inside", "outside"]
+__all__ = ["Attach", "Identity", "Observation", "Process", "View", "cures", "inside", "outside"]
 
 # Imported at first use: who waits for a service needs no reader of traces.
-_HOMES = {"Process": "process", "View": "view"}
+_HOMES = {"Process": "process", "View": "view", "cures": "absent"}
 
 
 def __getattr__(name: str) -> object:

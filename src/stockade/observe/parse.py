@@ -241,7 +241,10 @@ def _open(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
     flags = found[1].split("|") if found else []
     operation: Operation = "read"
     mode = None
-    if name == "creat" or any(flag in flags for flag in CREATING):
+    if name == "creat":
+        operation = "create"
+        mode = int(flags[0], 8) if flags else None
+    elif any(flag in flags for flag in CREATING):
         operation = "create"
         mode = int(found[2], 8) if found and found[2] else None
     elif "O_PATH" in flags:

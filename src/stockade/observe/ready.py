@@ -130,22 +130,21 @@ def await_ready(ready: Ready, probe: Probe) -> None:
 
 
 def settle(probe: Probe, *, timeout_s: float, until_end: bool) -> None:
-    """Without a condition: wait until the service ends, listens, or does nothing for a while.
+    """Without a condition: wait until the service ends, or does nothing for a while, or `timeout_s` is over.
 
-    With `until_end` idleness does not count: a command that sleeps goes on to its end, or to `timeout_s`.
+    One that listens may still be starting: what it binds first need not be what clients come for. With `until_end`
+    idleness alone does not count: a command that sleeps goes on to its end.
     """
     deadline = time.monotonic() + timeout_s
     ticks, since = -1, time.monotonic()
     while not probe.ended():
         now = time.monotonic()
-        if sockets(probe.pid, ignored=probe.ignored).listening:
-            time.sleep(_QUIET_S)
-            break
         used = probe.ticks()
         if used != ticks:
             ticks, since = used, now
+        listening = sockets(probe.pid, ignored=probe.ignored).listening
         idle = now - since >= _QUIET_S
-        if (idle and not until_end) or (idle and now > deadline):
+        if (idle and (listening or not until_end)) or (now > deadline and (idle or listening)):
             break
         time.sleep(_POLL_S)
     probe.check()

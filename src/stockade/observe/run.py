@@ -18,11 +18,12 @@ from ..records.seed import Seed
 from ..records.spec import Exercise, Spec
 from ..records.trace import Trace
 from . import tracer
+from .absent import cures
 from .exercise import CLIENT_ENVIRONMENT, Runner, client, communicate, perform, title
 from .parse import Recorded, parse, read
 from .process import Process
 from .ready import Probe, await_ready, conditions, settle
-from .service import JailedService, ViewedService, check
+from .service import LAST_WORDS_S, JailedService, ViewedService, check, until
 from .tracer import Tracer
 from .view import View
 from .viewtree import RUN, TRACE_DIRECTORY
@@ -113,6 +114,7 @@ def outside(
         once.steps.tell("once more, with setuid programs in force")
         observation, error = replace(once, privileged=True).observe()
     if error is not None:
+        error.hint = "; ".join(filter(None, (error.hint, *cures(observation.trace, spec))))
         raise error
     return observation
 
@@ -256,6 +258,7 @@ def _started(spec: Spec, probe: Probe) -> ServiceError | None:
 
 
 def _exercise_error(spec: Spec, exercise: Exercise, result: ExerciseResult, probe: Probe) -> ExerciseError:
+    until(probe.ended, LAST_WORDS_S)
     try:
         probe.check()
         died = ""

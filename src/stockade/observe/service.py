@@ -15,10 +15,11 @@ from .process import Process
 from .tracer import Tracer
 from .view import View
 
-__all__ = ["JailedService", "ViewedService", "check", "signal_number"]
+__all__ = ["LAST_WORDS_S", "JailedService", "ViewedService", "check", "signal_number", "until"]
 
 _POLL_S = 0.02
-_LAST_WORDS_S = 0.5
+#: How long the end of a process that was told to end, or was killed, may take to show.
+LAST_WORDS_S = 0.5
 
 
 def signal_number(name: str) -> signal.Signals:
@@ -74,16 +75,16 @@ class ViewedService:
             for found in self.view.processes():
                 if found["parent"] == 1 and not _is_tracer(found):
                     self.view.kill(found["pid"], number)
-        _until(
+        until(
             lambda: not self.alive() or (self.status is not None and not self.service.forks),
             self.service.stop_timeout_s,
         )
-        _until(lambda: not self.alive(), _LAST_WORDS_S)
+        until(lambda: not self.alive(), LAST_WORDS_S)
         for pid in self._others():
             self.view.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait(5.0)
-        _until(lambda: not any(map(_is_tracer, self.view.processes())), 5.0)
+        until(lambda: not any(map(_is_tracer, self.view.processes())), 5.0)
 
 
 def _is_tracer(found: dict[str, object]) -> bool:
@@ -141,7 +142,8 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _until(condition: Callable[[], bool], timeout_s: float) -> None:
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until `condition` holds, `timeout_s` seconds at most."""
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -171,7 +173,7 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
         raise ServiceError(f"`{name}` could not be executed (status {status})", hint="its log says why", log=log())
     if not must_stay(spec):
         return
-    _until(lambda: not service.alive(), _LAST_WORDS_S)
+    until(lambda: not service.alive(), LAST_WORDS_S)
     if status == 0 and service.alive():
         if spec.service.forks:
             return

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from ..kernel.capabilities import NAMES
 from ..records.trace import CallSeen
 from .recorded import Recorded
 from .syntax import CLONE_FLAGS, NAME, STRINGS, unescape
@@ -27,7 +28,7 @@ _TELLING_OF = {
 _JUDGED = {
     "socket": (0, 1, 2), "socketpair": (0, 1, 2), "ioctl": (1,), "personality": (0,), "prctl": (0, 1), "fcntl": (1,),
     "setsockopt": (1, 2), "prlimit64": (1,), "setrlimit": (0,), "shmctl": (1,), "clone": (0,), "mknod": (1,),
-    "mknodat": (2,),
+    "mknodat": (2,), "capset": (1,),
 }  # fmt: skip
 
 #: Calls that send SIGKILL, in strace's raw numbers: of threads the signal is the third, else the second.
@@ -35,6 +36,7 @@ _SENT = re.compile(
     r"(?:t?kill|pidfd_send_signal|rt_sigqueueinfo)\([^,]*, 0x9\b|(?:rt_)?tg(?:kill|sigqueueinfo)\([^,]*,[^,]*, 0x9\b"
 )
 _ERROR = re.compile(r"\) += -1 (E[A-Z0-9]+) ")
+_PERMITTED = re.compile(r"permitted=([^,}]*)")
 _NUMBERS = re.compile(r"(?:0x[0-9a-f]+|-?\d+)(?=[,)])")
 _TYPE = re.compile(r", (?:S_IF([A-Z]+)\|)?0[0-7]+")
 _TYPES = {"REG": 0o100000, "CHR": 0o020000, "BLK": 0o060000, "IFO": 0o010000, "SOCK": 0o140000}
@@ -104,6 +106,10 @@ def _arguments(name: str, rest: str) -> tuple[int, ...]:
     if name == "clone":
         flags = CLONE_FLAGS.search(rest)
         return (sum(_NAMESPACES.get(flag, 0) for flag in flags[1].split("|")) if flags else 0,)
+    if name == "capset":
+        wanted = _PERMITTED.search(rest)
+        bits = wanted[1].lower().split("|") if wanted else []
+        return (0, sum(1 << number for number, one in enumerate(NAMES) if f"1<<cap_{one}" in bits))
     if name in ("mknod", "mknodat"):
         path = STRINGS.search(rest)
         found = _TYPE.match(rest, path.end()) if path else None

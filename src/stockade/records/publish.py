@@ -48,6 +48,12 @@ def parse(text: str) -> Published:
     )
 
 
+def written(port: Published) -> str:
+    """Write a published port as `parse` reads it."""
+    address = f"[{port.address}]" if ":" in port.address else port.address
+    return f"{address}:{port.port}:{port.target}/{port.protocol}"
+
+
 def parse_listen(text: str) -> Published:
     """Read `[ADDRESS:]PORT[/tcp|/udp]`: a socket that is opened outside and given to the service itself.
 

@@ -8,7 +8,7 @@ import msgspec
 
 SPEC_VERSION = 1
 
-Wall = Literal["chroot", "jail", "vm"]
+Wall = Literal["jail", "vm", "chroot"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3,4}\Z")]

@@ -34,8 +34,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     `path` is absolute, as seen from the observed root (a chroot of the service's own is already
     undone), not normalised through symlinks. `error` is an errno name ("ENOENT") or "" when the
     call succeeded. `order` counts accesses of the whole run: a lower one came first as far as the
-    tracer can tell. `mode` is the permission argument of create, mkdir, mknod and chmod;
-    `uid` and `gid` are those of a chown, -1 where unchanged.
+    tracer can tell. `mode` is the permission argument of create, mkdir, mknod and chmod, None for a name that link,
+    symlink or rename made; `uid` and `gid` are those of a chown, -1 where unchanged.
     """
 
     path: str

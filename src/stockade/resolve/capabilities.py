@@ -29,7 +29,9 @@ _SIGNS: dict[str, Callable[[Trace], bool]] = {
 }
 
 #: What is tried where those that the trace suggests do not do. None of them reaches beyond the jail.
-CANDIDATES = ("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "sys_chroot")
+CANDIDATES = (
+    "chown", "dac_override", "fowner", "fsetid", "kill", "net_bind_service", "setgid", "setuid", "sys_chroot",
+)  # fmt: skip
 
 #: What an attacker gains most by comes first: where either of two would do, the weaker one is to stay.
 _BY_STRENGTH = (

@@ -8,7 +8,7 @@ import stat
 from ..records.closure import Evidence
 from ..records.trace import Access, Trace
 from .collect import Collector, Observed
-from .history import WRITES, History, Programs, histories
+from .history import WRITES, History, Programs, follows, histories
 from .workplace import Workplaces
 
 __all__ = ["classify"]
@@ -186,6 +186,8 @@ class _Classifier:
     def runtime_file(self, history: History) -> None:
         """A file that was only read there: it comes in only under a name elsewhere that leads to it."""
         aside = self.outside_link(history)
+        if self.collector.has(history.place):
+            return  # the spec names it
         if aside is None:
             message = "was read, and the jail's own copy of this directory starts empty: see `files.include`"
             self.collector.advise("runtime-file", history.place, message)
@@ -209,8 +211,7 @@ class _Classifier:
     # rules 4, 7, 8 and 10: everything else
 
     def ordinary(self, history: History) -> None:
-        follow = any(event.operation not in ("readlink", "unlink") for event in history.events)
-        found = self.host.walk(history.place, follow=follow)
+        found = self.host.walk(history.place, follow=any(map(follows, history.events)))
         if found.status is None:
             self.vanished(history)
         elif found.is_directory:
@@ -218,6 +219,9 @@ class _Classifier:
             changed = history.first(("chmod", "chown"))
             if changed is not None and history.place not in self.rules.fixed:
                 self.work.directory(history.place, self.evidence(changed))
+        elif found.is_link and (made := history.first(("create",))) is not None:
+            self.collector.way(os.path.dirname(made.path))
+            self.work.parent(history.place, self.evidence(made))
         elif found.is_file and history.did(*WRITES):
             self.written(history)
         else:
@@ -244,8 +248,13 @@ class _Classifier:
         if content is not None and content.order <= first.order:
             if history.did("exec"):
                 self.program(history)
+            if not self.collector.has(history.place):
+                message = (
+                    "was read, then written: its present content is the start; of what lies beside it only what was "
+                    "touched comes in, all of it by `files.include`"
+                )
+                self.collector.advise("state", history.place, message)
             self.collector.add(content.path, self.evidence(content), operation=content.operation)
-            self.collector.advise("state", history.place, "was read, then written: its present content is the start")
         self.links(history)
         self.work.parent(history.place, self.evidence(first))
 

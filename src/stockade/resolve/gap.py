@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ..records.closure import Closure, Gap
 from ..records.trace import Access, Trace
-from .history import WRITES, place
+from .history import WRITES, follows, place
 from .host import Host
 from .rules import rules
 
@@ -47,7 +47,7 @@ class _Comparison:
             (self.failed if access.error else self.succeeded).add(key)
 
     def place(self, access: Access) -> str:
-        return place(self.host, access.path, follow=access.operation not in ("readlink", "unlink"))
+        return place(self.host, access.path, follow=follows(access))
 
     def gaps(self, inside: Trace) -> tuple[Gap, ...]:
         found: dict[str, Gap] = {}

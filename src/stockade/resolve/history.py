@@ -10,7 +10,7 @@ import msgspec
 from ..records.trace import Access, Trace
 from .host import Host
 
-__all__ = ["EXISTS", "WRITES", "History", "Programs", "histories", "place"]
+__all__ = ["EXISTS", "WRITES", "History", "Programs", "follows", "histories", "place"]
 
 WRITES = frozenset({"write", "create", "truncate", "mkdir", "mknod", "unlink", "bind"})
 # Errors that a call gives only for a path that is there: realpath(3) reads "links" that are none, mkdir finds it made.
@@ -45,6 +45,12 @@ class History(msgspec.Struct):
         return next((event for event in self.events if not event.error and event.operation in operations), None)
 
 
+def follows(access: Access) -> bool:
+    """Whether a symlink at the end of the path was followed: no name is made or removed through one."""
+    made = access.operation == "create" and access.mode is None
+    return not made and access.operation not in ("readlink", "unlink")
+
+
 def place(host: Host, path: str, *, follow: bool = True) -> str:
     """What tells two paths apart: the canonical path, or for the kernel's own trees the path as it stands."""
     plain = os.path.normpath(path)
@@ -59,8 +65,7 @@ def histories(host: Host, trace: Trace) -> dict[str, History]:
     """The histories of a trace by place, in the order of the first access."""
     result: dict[str, History] = {}
     for event in sorted(trace.accesses, key=lambda access: access.order):
-        follow = event.operation not in ("readlink", "unlink")
-        where = place(host, event.path, follow=follow)
+        where = place(host, event.path, follow=follows(event))
         history = result.get(where)
         if history is None:
             history = result[where] = History(where)
