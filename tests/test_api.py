@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import stockade
 from stockade import contain as walls
-from stockade.errors import NotFoundError, StateError, UsageError
+from stockade import contained
+from stockade.contain import starting
+from stockade.contain.communicate import PIPES, communicate
+from stockade.errors import HostError, NotFoundError, StateError, UsageError
 from stockade.records.spec import Exercise, Files, Ready, Service, Spec
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="run as root: the jails get ids of their own")
@@ -214,7 +221,7 @@ def test_a_memory_limit_holds(size: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_interface_is_typed(tmp_path: Path) -> None:
+def test_the_interface_is_typed_where_it_is_installed(tmp_path: Path) -> None:
     mypy = shutil.which("mypy", path=os.path.dirname(sys.executable))
     if mypy is None:
         pytest.skip("`pip install mypy` in the environment of the tests")
@@ -223,11 +230,200 @@ def test_the_interface_is_typed(tmp_path: Path) -> None:
         "import stockade\n"
         "result: stockade.Completed = stockade.run(['true'])\n"
         "text: str = result.stdout\n"
+        "stockade.nothing_of_the_kind\n"
     )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], timeout=60, check=True)
+    packages = next((tmp_path / "venv/lib").glob("python3*/site-packages"))
+    shutil.copytree(SOURCE / "stockade", packages / "stockade", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
-        [mypy, "--strict", str(script)], capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "MYPYPATH": str(SOURCE), "MYPY_CACHE_DIR": str(tmp_path / "cache")},
+        [mypy, "--strict", "--python-executable", tmp_path / "venv/bin/python", "--config-file=", script],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env={**os.environ, "MYPY_CACHE_DIR": str(tmp_path / "cache")},
     )  # fmt: skip
-    assert done.stdout.splitlines()[0].endswith(
-        'error: Incompatible types in assignment (expression has type "bytes", variable has type "str")  [assignment]'
-    )
+    said = [line.partition("error: ")[2] for line in done.stdout.splitlines()]
+    assert said[:2] == [
+        'Incompatible types in assignment (expression has type "bytes", variable has type "str")  [assignment]',
+        'Module has no attribute "nothing_of_the_kind"  [attr-defined]',
+    ], done.stdout
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """More open descriptors than select(2) can tell of."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("raise the hard limit of open files: `ulimit -Hn 4096`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    opened: list[int] = []
+    try:
+        while not opened or opened[-1] < 1100:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_works_from_a_process_with_many_descriptors(tools: stockade.Jail, many_descriptors: None) -> None:
+    assert tools.run(["/bin/cat"], data=b"in", timeout_s=30).stdout == b"in"
+    with pytest.raises(stockade.ProgramTimeoutError):
+        tools.run(["/bin/sleep", "60"], timeout_s=0.2)
+
+
+def test_a_want_of_descriptors_is_told_and_leaves_none_open(tools: stockade.Jail) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = set(os.listdir("/proc/self/fd"))
+    worked = failed = 0
+    try:
+        for room in range(40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + room, hard))
+            try:
+                worked += tools.run(["/bin/true"]).status == 0
+            except (HostError, stockade.WallError) as error:
+                failed += 1
+                assert "too many open files" in str(error) and "`ulimit -n`" in (error.hint or "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert worked and failed
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 1
+
+
+def test_a_time_limit_may_be_as_long_as_one_likes(tools: stockade.Jail) -> None:
+    for seconds in (1e12, float("inf")):
+        assert tools.run(["/bin/sh", "-c", "sleep 0.1; echo x"], timeout_s=seconds).stdout == b"x\n"
+
+
+def test_what_was_written_before_the_time_ran_out_is_told(tools: stockade.Jail) -> None:
+    with pytest.raises(stockade.ProgramTimeoutError) as caught:
+        tools.run(["/bin/sh", "-c", "echo out; echo err >&2; sleep 60"], timeout_s=3)
+    assert (caught.value.stdout, caught.value.stderr) == (b"out\n", b"err\n")
+    assert vars(pickle.loads(pickle.dumps(caught.value))) == vars(caught.value)
+
+
+def test_arguments_that_are_too_long_are_told_as_such(tools: stockade.Jail) -> None:
+    with pytest.raises(stockade.WallError, match="its arguments and environment are too long"):
+        tools.run(["/bin/true", "x" * 200_000])
+
+
+def test_a_result_can_be_pickled(tools: stockade.Jail) -> None:
+    done = tools.run(["/bin/sh", "-c", "echo x; exit 3"])
+    assert pickle.loads(pickle.dumps(done)) == done
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"command": "ls -l"}, "the command 'ls -l' is one string"),
+        ({"command": []}, "no command was given"),
+        ({"read": "/srv"}, "`read` is one path"),
+        ({"write": Path("/srv")}, "`write` is one path"),
+        ({"read": [""]}, "a path to open up is empty"),
+        ({"network": "lan"}, "there is no network 'lan'"),
+        ({"memory": "lots"}, "`memory='lots'` is no size"),
+        ({"memory": 1 << 20}, "`memory=1048576` is no size"),
+        ({"processes": 0}, "`processes=0` leaves nothing"),
+        ({"cpus": -1}, "`cpus=-1` leaves nothing"),
+    ],
+)
+def test_a_mistake_in_a_call_is_told(home: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        stockade.run(**{"command": ["/bin/true"], **wrong})
+    assert str(caught.value).startswith(message)
+    assert caught.value.hint
+
+
+def test_no_two_launches_of_a_process_share_a_number() -> None:
+    assert len({starting._serial() for _ in range(3000)}) == 3000
+
+
+def test_asyncio_needs_none_of_the_loops_own_threads(tools: stockade.Jail) -> None:
+    async def beside_a_busy_loop() -> bytes:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        done = threading.Event()
+        busy = loop.run_in_executor(None, done.wait, 60)
+        try:
+            return (await asyncio.wait_for(tools.run_async(["/bin/cat"], data=b"x"), 30)).stdout
+        finally:
+            done.set()
+            await busy
+
+    assert asyncio.run(beside_a_busy_loop()) == b"x"
+
+
+def test_cancelling_twice_while_it_starts_ends_the_jail_too(tools: stockade.Jail) -> None:
+    async def cancelled() -> None:
+        task = asyncio.create_task(tools.run_async(["/bin/sleep", "60"]))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    before = time.monotonic()
+    asyncio.run(cancelled())
+    assert time.monotonic() - before < 30
+
+
+def test_threads_share_a_pool(home: Path) -> None:
+    with stockade.Pool("tools", ["/bin/cat"], size=2) as pool, ThreadPoolExecutor(8) as threads:
+        words = [str(number).encode() for number in range(24)]
+        assert list(threads.map(lambda word: pool.run(data=word).stdout, words)) == words
+
+
+def test_a_prepared_jail_that_was_ended_is_passed_over(home: Path) -> None:
+    with stockade.Pool("tools", ["/bin/cat"], size=2) as pool:
+        for jail in walls.running():
+            walls.stop(jail.instance, timeout_s=0)
+        assert pool.run(data=b"x", timeout_s=30).stdout == b"x"
+
+
+def test_a_forked_child_has_a_pool_of_its_own(home: Path) -> None:
+    """It lives on while its parent's jails are fed: its copies of their pipes must not keep the input open."""
+    reader, writer = os.pipe()
+    hold, release = os.pipe()
+    with stockade.Pool("tools", ["/bin/cat"], size=2) as pool:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(release)
+                text = b"".join(pool.run(data=b"child", timeout_s=30).stdout for _ in range(3))
+                pool.close()
+                os.write(writer, text)
+                os.read(hold, 1)
+            finally:
+                os._exit(0)
+        os.close(hold)
+        os.close(writer)
+        try:
+            assert os.read(reader, 100) == b"child" * 3
+            assert len(walls.running()) == 2
+            assert [pool.run(data=b"parent", timeout_s=30).stdout for _ in range(3)] == [b"parent"] * 3
+        finally:
+            os.close(release)
+            os.waitpid(child, 0)
+            os.close(reader)
+
+
+def test_a_jail_that_nobody_refers_to_ends(home: Path) -> None:
+    lost = walls.launch("tools", argv=["/bin/sleep", "60"])
+    warden = lost.supervisor_pid
+    del lost
+    assert os.waitpid(warden, 0)[0] == warden
+
+
+def test_a_root_that_a_command_runs_from_is_not_forgotten(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contained, "_KEPT", 1)
+    command = ["/bin/sh", "-c", "read word; cat /etc/passwd"]
+    with contained.start(command, contained.Options(network="host"), **PIPES) as running:
+        for path in ("/usr/bin", "/usr/lib", "/usr/share"):
+            assert stockade.run(["/bin/true"], read=[path]).status == 0
+        output = communicate(running, b"go\n", timeout_s=30)
+    assert output.stdout.startswith(b"root:"), output.stderr
+    kept = [entry for entry in (home / "run/.contain").iterdir() if entry.name.startswith(".")]
+    assert kept == []
+
+
+def test_the_public_names_are_there_to_be_found() -> None:
+    assert set(stockade.__all__) <= set(dir(stockade))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +20,8 @@ import msgspec
 from . import contain as walls
 from . import contained
 from .contain.communicate import PIPES, communicate
-from .errors import NotFoundError, ProgramError, ProgramTimeoutError, UsageError
+from .errors import HostError, NotFoundError, ProgramError, ProgramTimeoutError, UsageError
+from .records.policy import size_bytes
 from .records.spec import Limits, Spec
 
 if TYPE_CHECKING:
@@ -29,6 +33,11 @@ Result = TypeVar("Result")
 
 _MOST_OUTPUT = 64 << 20
 _TAIL = 400
+_CURES = {
+    errno.EMFILE: "close descriptors that are not needed, or raise the limit of open files: `ulimit -n`",
+    errno.ENOMEM: "free some memory, or raise the caller's limit: `ulimit -v`, the memory limit of its control group",
+    errno.ENOSPC: "free some space on the file system of Stockade's runtime directory",
+}
 
 
 class Completed(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,34 +71,69 @@ def _complete(
     started: Callable[[walls.Running], None] | None = None,
 ) -> Completed:  # fmt: skip
     before = time.monotonic()
-    with start() as running:
+    words = _words(arguments)
+    with _launched(start) as running:
         if started is not None:
             started(running)
         output = communicate(running, data, timeout_s=timeout_s, most_bytes=_MOST_OUTPUT)
     if output.status is None:
         raise ProgramTimeoutError(
-            f"`{arguments[0]}` did not end within {timeout_s:g} s and was ended", hint="give it more time (`timeout_s`)"
-        )
+            f"`{words[0]}` did not end within {timeout_s:g} s and was ended",
+            hint="give it more time (`timeout_s`)", stdout=output.stdout, stderr=output.stderr,
+        )  # fmt: skip
     return Completed(
-        arguments=tuple(arguments), status=output.status, stdout=output.stdout, stderr=output.stderr,
+        arguments=words, status=output.status, stdout=output.stdout, stderr=output.stderr,
         seconds=time.monotonic() - before, cut=output.cut, memory_kills=running.memory_kills,
     )  # fmt: skip
 
 
-async def _in_thread(work: Callable[[Callable[[walls.Running], None]], Result]) -> Result:
-    """Run `work` in a thread; when the task is cancelled the jail that it has started is ended."""
-    running: list[walls.Running] = []
-    task = asyncio.ensure_future(asyncio.to_thread(work, running.append))
+def _launched(start: Callable[[], walls.Running]) -> walls.Running:
+    """What `start` starts; HostError in place of an OSError: a fault of the host, not of walls or program."""
     try:
-        return await asyncio.shield(task)
+        return start()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        named = f": `{os.fsdecode(error.filename)}`" if error.filename is not None else ""
+        raise HostError(f"the launch failed: {reason}{named}", hint=_CURES.get(error.errno or 0)) from error
+
+
+def _words(command: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(command, str | bytes):
+        raise UsageError(
+            f"the command {command!r} is one string, where a list of words is wanted",
+            hint='such as `["ls", "-l"]`; with a shell, `["sh", "-c", TEXT]`',
+        )
+    if not command:
+        raise UsageError("no command was given", hint='give a list of words, such as `["ls", "-l"]`')
+    return tuple(command)
+
+
+async def _in_thread(work: Callable[[Callable[[walls.Running], None]], Result]) -> Result:
+    """Run `work` in a thread of its own; when the task is cancelled the jail that it starts, or has started, is ended.
+
+    Not in the loop's own threads: they are few, and the loop needs them to look up names.
+    """
+    running: list[walls.Running] = []
+    cancelled = threading.Event()
+
+    def started(jail: walls.Running) -> None:
+        running.append(jail)
+        if cancelled.is_set():
+            jail.interrupt()
+
+    executor = ThreadPoolExecutor(1)
+    done = asyncio.get_running_loop().run_in_executor(executor, work, started)
+    executor.shutdown(wait=False)
+    try:
+        return await asyncio.shield(done)
     except asyncio.CancelledError:
-        while not task.done():
-            for jail in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(jail.init_pid, 9)
-            await asyncio.wait([task], timeout=0.05)
-        with contextlib.suppress(Exception):
-            task.result()
+        cancelled.set()
+        for jail in running:
+            jail.interrupt()
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):  # one more; the first is raised in the end
+                await asyncio.wait([done])
+        done.exception()
         raise
 
 
@@ -128,8 +172,8 @@ class Jail:
     ) -> Completed:
         """Run `command` in a jail of its own from the current generation, beside a service that may run.
 
-        `data` is its standard input. WallError is a fault of the walls, ProgramTimeoutError one of the program; a
-        status other than 0 is in the result (`check` raises it).
+        `data` is its standard input. WallError is a fault of the walls, HostError one of the host (no descriptors, no
+        memory), ProgramTimeoutError one of the program; a status other than 0 is in the result (`check` raises it).
         """
         return _complete(
             self._start(command, environment, user, directory, ephemeral), command, data, timeout_s
@@ -196,15 +240,16 @@ class Jail:
 
 
 class Pool:
-    """Jails prepared up to the execution of one command: each is used once, and another is made in its place.
+    """Jails prepared up to the execution of one command: each is used once, and `fill` makes others in their place.
 
-    A context manager; at its end nothing is left. Not for use from several threads at once.
+    A context manager; at its end nothing is left. Several threads may use it at once. A child of os.fork() may too, and
+    prepares jails of its own.
     """
 
     def __init__(self, jail: str, command: Sequence[str], *, size: int = 2) -> None:
         if size < 1:
             raise UsageError(f"a pool of {size} jails is of no use", hint="give a size of 1 or more")
-        self._jail, self._command, self._size = jail, tuple(command), size
+        self._jail, self._command, self._size = jail, _words(command), size
         self._ready: deque[walls.Running] = deque()
 
     def __enter__(self) -> Pool:
@@ -220,25 +265,37 @@ class Pool:
 
     def fill(self) -> None:
         """Prepare jails until the pool has its size; `run` does not wait for that."""
+        start = partial(walls.launch, self._jail, argv=self._command, gate=True, **PIPES)
         while len(self._ready) < self._size:
-            self._ready.append(walls.launch(self._jail, argv=self._command, gate=True, **PIPES))
+            self._ready.append(_launched(start))
 
     def close(self) -> None:
         """End every jail that was prepared and not used."""
-        while self._ready:
-            self._ready.popleft().close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._ready.popleft().close()
 
     def run(self, *, data: bytes = b"", timeout_s: float | None = None) -> Completed:
-        """Let one prepared jail execute the command; one is prepared first only when none is left."""
-        if not self._ready:
-            self.fill()
+        """Let one prepared jail execute the command; the pool is filled first only when none is left."""
 
         def start() -> walls.Running:
-            running = self._ready.popleft()
+            running = self._take()
             running.release()
             return running
 
         return _complete(start, self._command, data, timeout_s)
+
+    def _take(self) -> walls.Running:
+        """The next jail that was not ended while it waited."""
+        while True:
+            try:
+                running = self._ready.popleft()
+            except IndexError:
+                self.fill()
+                continue
+            if running.alive:
+                return running
+            running.close()
 
 
 def run(
@@ -258,7 +315,8 @@ def run(
     """Run one command now behind the walls, over the host's own /usr, with the named paths visible. No jail needed.
 
     `network`: "none", "host" or "egress". `memory` as in a spec ("256M"), `cpus` in CPUs. What it writes outside of
-    `write` vanishes. Errors as `Jail.run`'s; UsageError for a path that cannot be opened up.
+    `write` vanishes. `directory` is where it starts (default: the caller's where that can be seen). Errors as
+    `Jail.run`'s; UsageError for a path that cannot be opened up, HostError for a limit that this host cannot keep.
     """
     options = _options(read, write, network, memory, processes, cpus)
     start = partial(contained.start, command, options, environment=environment, directory=directory, **PIPES)
@@ -289,9 +347,27 @@ def _options(
     read: Sequence[str | Path], write: Sequence[str | Path], network: str, memory: str | None, processes: int | None,
     cpus: float | None,
 ) -> contained.Options:  # fmt: skip
+    if network not in contained.NETWORKS:
+        known = ", ".join(f'"{name}"' for name in contained.NETWORKS)
+        raise UsageError(f"there is no network {network!r}", hint=f"give one of {known}")
+    try:
+        sound = memory is None or size_bytes(memory) > 0
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise UsageError(f"`memory={memory!r}` is no size", hint='give a number with K, M or G, such as `"256M"`')
+    for name, value in (("processes", processes), ("cpus", cpus)):
+        if value is not None and value <= 0:
+            raise UsageError(f"`{name}={value}` leaves nothing", hint="give a number above 0")
     return contained.Options(
-        read=tuple(os.fspath(path) for path in read),
-        write=tuple(os.fspath(path) for path in write),
+        read=_paths("read", read),
+        write=_paths("write", write),
         network=network,
         limits=Limits(memory=memory, processes=processes, cpus=cpus),
     )
+
+
+def _paths(name: str, paths: Sequence[str | Path]) -> tuple[str, ...]:
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise UsageError(f"`{name}` is one path, where a list of paths is wanted", hint=f"write `{name}=[{paths!r}]`")
+    return tuple(os.fsdecode(path) for path in paths)

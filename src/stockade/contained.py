@@ -6,12 +6,14 @@ and the paths that were named. It is made once for each set of options and kept 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import glob
 import hashlib
 import os
 import pwd
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +24,14 @@ from . import contain, places
 from .contain import runfiles
 from .contain.ids import FIRST
 from .contain.installing import install
-from .errors import NotFoundError, UsageError, WallError
+from .errors import HostError, NotFoundError, StateError, UsageError, WallError
 from .kernel.beneath import Root
 from .records.launch import Bind, IdRange, MakeDirectory, MakeFile, MountStep
 from .records.lock import Lock, LockDirectory, LockedSpec
+from .records.policy import CgroupPlan
 from .records.spec import Account, Directory, Limits, Network, Policy, Service, Spec
 
-__all__ = ["Options", "prepare", "start"]
+__all__ = ["NETWORKS", "Options", "prepared", "start"]
 
 NAME = "contain"
 
@@ -46,10 +49,18 @@ _BOUND = (
     "python3*", "php", "terminfo", "xdg", "emacs", "vim", "gitconfig", "crypto-policies",
 )  # fmt: skip
 
+_RESOLVER = "resolv.conf"
+#: Of a caller without one that can be shown: below a directory that no named path covers.
+_HOME = "/run/home"
 _REFUSED = ("/", "/proc", "/dev", "/sys", "/run", "/etc", "/var", "/boot", "/root")
 # Of host ids that no account has: just below those of jails.
 _NOBODY = FIRST - 1
+_OVERFLOW = 65534
+# What a limit of the command's control groups is set by; without one of them it does not hold.
+_LIMITING = {"memory": ("memory.max", "memory.limit_in_bytes"), "cpus": ("cpu.max", "cpu.cfs_quota_us")}
 _KEPT = 32
+_OLD = ".old-"
+_ATTEMPTS = 20
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,65 +89,142 @@ def start(
     stderr: int | None = None,
     gate: bool = False,
 ) -> contain.Running:
-    """Start `command` behind the walls. Its working directory is the caller's where that can be seen, else its home.
+    """Start `command` behind the walls. Its working directory is `directory`, as the caller would name it.
 
+    Without one it is the caller's where that, or a named path below it, can be seen, else its home.
     UsageError for a path that cannot be opened up, WallError when a launch step failed.
     """
-    if not command:
-        raise UsageError("no command was given", hint="put it after `--`")
-    generation = prepare(options)
-    named = tuple(os.path.abspath(path) for path in (*options.read, *options.write))
-    if directory is None:
-        here = os.getcwd()
-        visible = any(_within(here, path) for path in (*named, "/usr"))
-        directory = here if visible else _home(_identity(options)[0])
     try:
-        return contain.launch_generation(
-            generation, name=NAME, argv=command, environment=environment, terminal=terminal, stdin=stdin,
-            stdout=stdout, stderr=stderr, directory=directory, gate=gate,
-        )  # fmt: skip
+        with prepared(options) as generation:
+            return contain.launch_generation(
+                generation, name=NAME, argv=command, environment=environment, terminal=terminal, stdin=stdin,
+                stdout=stdout, stderr=stderr, gate=gate,
+                directory=_absolute(directory) if directory else _directory(options),
+            )  # fmt: skip
     except WallError as error:
-        if error.exit_code in (126, 127):
-            error.hint = f"below `/usr` everything is in sight; `read` opens up what `{command[0]}` needs beside it"
+        if error.exit_code == 127:
+            error.hint = f"below `/usr` everything is in sight; `read` opens up what else `{command[0]}` is or needs"
         raise
 
 
-def prepare(options: Options) -> Path:
-    """The directory with root and plan for `options`, made where it is not there yet."""
+def _directory(options: Options) -> str:
+    with contextlib.suppress(FileNotFoundError):  # it may have been removed
+        here = os.getcwd()
+        named = [_absolute(path) for path in (*options.read, *options.write)]
+        if any(_within(here, path) for path in (*named, "/usr")):
+            return here
+        if here != "/" and any(_within(path, here) for path in named):
+            return here
+    return _home(_identity(options)[0])
+
+
+@contextlib.contextmanager
+def prepared(options: Options) -> Iterator[Path]:
+    """The directory with root and plan for `options`, made where it is not there yet.
+
+    Nobody removes it within the block, nor as long as a command runs from it.
+    """
     named = tuple(_named(options))
     uid, gid = _identity(options)
     base = places.run() / f".{NAME}"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     runfiles.private(base)
-    ready = base / _digest(options, named, uid)
-    if (ready / "plan").exists():
-        os.utime(ready)
-        return ready
-    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
+    ready = base / _digest(options, named, uid, gid)
+    for _ in range(_ATTEMPTS):
+        held = _lock(ready, fcntl.LOCK_SH)
+        if held is None:
+            _make_aside(base, ready, options, named, uid, gid)
+            continue
+        try:
+            os.utime(ready)
+            yield ready
+        finally:
+            os.close(held)
+        return
+    raise StateError(f"`{ready}` comes and goes", hint="something else removes what is below it: try again")
+
+
+def _lock(directory: Path, kind: int) -> int | None:
+    """A descriptor that holds `directory` (flock(2)), as each command run from it does; None where it is not to be had.
+
+    LOCK_SH keeps it from being removed, LOCK_EX is for who removes it.
+    """
+    path = places.use(directory)
     try:
+        held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(held, kind | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), os.stat(path)):
+            return held
+    os.close(held)
+    return None
+
+
+def _make_aside(
+    base: Path, ready: Path, options: Options, named: Sequence[tuple[str, bool]], uid: int, gid: int
+) -> None:
+    """Make the directory under another name and rename it to `ready`, unless somebody else was faster."""
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
+    held = os.open(places.use(fresh), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH)
         _make(fresh, options, named, uid, gid)
         os.rename(fresh, ready)
-    except OSError:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if not (ready / "plan").exists():  # else somebody else was faster
+        if not (isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and ready.exists()):
             raise
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    finally:
+        os.close(held)
     _forget_old(base)
-    return ready
 
 
 def _named(options: Options) -> Iterator[tuple[str, bool]]:
     """Absolute path and writability of what the caller named, outer before inner."""
-    found = {os.path.abspath(path): False for path in options.read}
-    found.update((os.path.abspath(path), True) for path in options.write)
+    found = {_place(path): False for path in options.read}
+    found.update((_place(path), True) for path in options.write)
     for path, writable in sorted(found.items()):
-        if path in _REFUSED or any(_within(path, top) for top in ("/proc", "/dev", "/sys")):
-            raise UsageError(f"`{path}` cannot be opened up", hint="name the directory or file below it that is needed")
-        if not os.path.exists(path):
-            raise NotFoundError(f"`{path}` does not exist", hint="make it first, or leave it out")
+        real = os.path.realpath(path)
+        if _refused(path) or _refused(real):
+            led = f" leads to `{real}`, which" if real != path else ""
+            raise UsageError(
+                f"`{path}`{led} cannot be opened up", hint="name the directory or file below it that is needed"
+            )
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(f"`{path}` does not exist", hint="make it first, or leave it out") from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            hint = "name only what the caller can reach itself"
+            raise UsageError(f"`{path}` cannot be opened up: {reason}", hint=hint) from None
         yield path, writable
+
+
+def _refused(path: str) -> bool:
+    return path in _REFUSED or any(_within(path, top) for top in ("/proc", "/dev", "/sys"))
+
+
+def _place(path: str) -> str:
+    """Where a named path is seen: below /usr for what lies below a link of the host's to there, such as /lib."""
+    if not path:
+        raise UsageError("a path to open up is empty", hint="name the file or directory; `.` is the working directory")
+    place = _absolute(path)
+    top = place[: place.find("/", 1)] if "/" in place[1:] else ""
+    return os.path.realpath(top) + place[len(top) :] if top[1:] in _TOP_LEVEL else place
+
+
+def _absolute(path: str) -> str:
+    """`path` as seen from the caller's working directory."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"`{path}` is nowhere: the working directory has been removed",
+            hint="change to another, or begin it with `/`",
+        ) from None
 
 
 def _identity(options: Options) -> tuple[int, int]:
@@ -150,31 +238,59 @@ def _identity(options: Options) -> tuple[int, int]:
                 f"`{path}` belongs to root, and no process behind the walls is root of the host",
                 hint=f"`chown` it to the user that is to write there, or run `{NAME}` as that user",
             )
-        return status.st_uid, status.st_gid
-    return _NOBODY, _NOBODY
+        return status.st_uid, status.st_gid or _group(status.st_uid)
+    return _nobody()
+
+
+def _group(uid: int) -> int:
+    """The user's own group, for one whose path is left to root's; never root's itself."""
+    try:
+        return pwd.getpwuid(uid).pw_gid or uid
+    except KeyError:
+        return uid
+
+
+def _nobody() -> tuple[int, int]:
+    """Ids that no account has; in a user namespace that lacks them, such as a rootless container's, nobody's there."""
+    for number in (_NOBODY, _OVERFLOW):
+        if all(_mapped(number, kind) for kind in ("uid", "gid")):
+            return number, number
+    raise HostError(
+        "the caller is root of a user namespace that has no id for the command but root's own",
+        hint=f"run `stockade {NAME}` as the user outside, or in a namespace with more ids: `unshare --map-auto`",
+    )
+
+
+def _mapped(number: int, kind: str) -> bool:
+    """Whether this user namespace has the id (user_namespaces(7))."""
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def _home(uid: int) -> str:
     try:
         home = pwd.getpwuid(uid).pw_dir
     except KeyError:
-        home = "/tmp/home"
-    return home if os.path.isabs(home) and home not in _REFUSED else "/tmp/home"
+        home = _HOME
+    taken = home in _REFUSED or any(_within(home, f"/{top}") for top in (*_TOP_LEVEL, "usr", "proc", "dev", "sys"))
+    return home if os.path.isabs(home) and not taken else _HOME
 
 
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return "nobody" if uid == _NOBODY else f"u{uid}"
+        return "nobody" if uid in (_NOBODY, _OVERFLOW) else f"u{uid}"
 
 
-def _digest(options: Options, named: Sequence[tuple[str, bool]], uid: int) -> str:
-    """Names what is kept: options, who, and the state of the host's libraries and of what was named."""
-    kinds = [(path, writable, os.path.isdir(path)) for path, writable in named]
-    cache = os.stat("/etc/ld.so.cache").st_mtime_ns if os.path.exists("/etc/ld.so.cache") else 0
-    text = msgspec.json.encode((options, kinds, uid, cache, os.stat("/usr").st_ino))
-    return hashlib.sha256(text).hexdigest()[:32]
+def _digest(options: Options, named: Sequence[tuple[str, bool]], uid: int, gid: int) -> str:
+    """Names what is kept: options, who, what the named paths are now, and the state of all else that it is made of."""
+    kinds = [(path, writable, os.path.realpath(path), os.path.isdir(path)) for path, writable in named]
+    parts = ["/usr", contain.warden_path(), *_found((*_COPIED, _RESOLVER, *_BOUND))]
+    states = [(path, status.st_dev, status.st_ino, status.st_mtime_ns) for path in parts if (status := os.stat(path))]
+    text = repr((options, kinds, uid, gid, _user(uid), _home(uid), states))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _make(directory: Path, options: Options, named: Sequence[tuple[str, bool]], uid: int, gid: int) -> None:
@@ -204,15 +320,28 @@ def _make(directory: Path, options: Options, named: Sequence[tuple[str, bool]], 
         service=Service(command=("/bin/sh",), user=str(uid), group=str(gid)),
         accounts=(Account(name="user", uid=uid),),
         directories={path: Directory() for path in tops},
-        network=_NETWORKS[options.network],
+        network=NETWORKS[options.network],
         limits=options.limits,
         policy=options.policy,
     )
     ids = IdRange(first=uid, first_gid=gid, count=1, kind="single")
-    install(spec, lock, generation=directory, ids=ids, extra=tuple(steps))
+    plan = install(spec, lock, generation=directory, ids=ids, extra=tuple(steps))
+    if plan.cgroup is not None:
+        _refuse_unlimited(plan.cgroup)
 
 
-_NETWORKS = {
+def _refuse_unlimited(groups: CgroupPlan) -> None:
+    """HostError for a limit that was asked for and that nothing here would keep."""
+    for missing in groups.not_limited:
+        files = _LIMITING.get(missing.limit, ())
+        if files and not any(step.path.endswith(files) for step in groups.make):
+            raise HostError(
+                f"`{missing.limit}` cannot be limited here: {missing.reason}",
+                hint=missing.remedy or "leave it out; `stockade doctor` tells which limits this host keeps",
+            )
+
+
+NETWORKS = {
     "none": Network(),
     "host": Network(mode="host"),
     "egress": Network(mode="private", egress=True),
@@ -241,7 +370,7 @@ def _etc(root: Root, rootfs: Path, options: Options, uid: int, gid: int) -> Iter
         files["resolv.conf"] = f"nameserver {contain.RESOLVER}\n"
     for name, text in files.items():
         _write(root, f"etc/{name}", text.encode())
-    copied = (*_COPIED, *(("resolv.conf",) if options.network == "host" else ()))
+    copied = (*_COPIED, *((_RESOLVER,) if options.network == "host" else ()))
     for path in _found(copied):
         if os.path.isfile(path):
             root.makedirs(os.path.dirname(path).lstrip("/"))
@@ -252,7 +381,9 @@ def _etc(root: Root, rootfs: Path, options: Options, uid: int, gid: int) -> Iter
 
 
 def _found(patterns: Sequence[str]) -> list[str]:
-    return sorted({path for pattern in patterns for path in glob.glob(f"/etc/{pattern}")})
+    """What is there of these names below /etc; of a link, what it leads to."""
+    paths = {path for name in patterns for path in (glob.glob(f"/etc/{name}") if "*" in name else (f"/etc/{name}",))}
+    return sorted(path for path in paths if os.path.exists(path))
 
 
 def _write(root: Root, path: str, content: bytes) -> None:
@@ -261,12 +392,13 @@ def _write(root: Root, path: str, content: bytes) -> None:
 
 
 def _mount_point(root: Root, path: str) -> None:
-    """A directory or an empty file at `path`, as the host has it."""
+    """A directory or a file at `path`, as the host has it."""
     if os.path.isdir(path):
         root.makedirs(path.lstrip("/"))
     else:
         root.makedirs(os.path.dirname(path).lstrip("/") or ".")
-        os.close(root.create(path.lstrip("/"), 0o444))
+        with contextlib.suppress(FileExistsError):  # one that was written here, such as /etc/passwd
+            os.close(root.create(path.lstrip("/"), 0o444))
 
 
 def _openings(
@@ -297,7 +429,18 @@ def _within(path: str, top: str) -> bool:
 
 
 def _forget_old(base: Path) -> None:
-    """Keep the roots that were used last; one that is in use is not among the oldest, or is made again."""
-    made = [entry for entry in os.scandir(base) if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode)]
-    for entry in sorted(made, key=lambda entry: entry.stat().st_mtime)[:-_KEPT]:
-        shutil.rmtree(entry.path, ignore_errors=True)
+    """Keep the roots that were used last, and those that a command runs from or that are being made."""
+    ages: list[tuple[float, Path]] = []
+    for entry in os.scandir(base):
+        with contextlib.suppress(FileNotFoundError):
+            ages.append((entry.stat(follow_symlinks=False).st_mtime, Path(entry.path)))
+    for _, path in sorted(ages)[:-_KEPT]:
+        held = _lock(path, fcntl.LOCK_EX)
+        if held is not None:
+            # Renamed first, so that half a root never stands under its own name.
+            aside = base / f"{_OLD}{os.urandom(8).hex()}"
+            os.rename(path, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(held)
+        elif path.name.startswith(_OLD):
+            shutil.rmtree(path, ignore_errors=True)  # a removal that a kill stopped

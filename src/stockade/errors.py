@@ -79,7 +79,12 @@ class ProgramError(StockadeError):
 
 
 class ProgramTimeoutError(ProgramError):
-    """The program did not end in its time, and was ended."""
+    """The program did not end in its time, and was ended. `stdout` and `stderr` are what it had written until then."""
+
+    def __init__(self, message: str, *, hint: str | None = None, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        super().__init__(message, hint=hint)
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 class WallError(StockadeError):

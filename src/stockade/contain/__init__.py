@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from .installing import install
     from .jail import Running
     from .limiting import not_limited
+    from .log import Follower, logs
     from .network import RESOLVER
-    from .registry import EndedJail, RunningJail, ended, find, last_status, logs, running, stop
+    from .registry import EndedJail, RunningJail, ended, find, last_status, running, stop
     from .runfiles import alive
     from .starting import launch, launch_generation
     from .wording import describe
 
 __all__ = [
-    "EndedJail", "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "alive", "allocate", "compile_plan",
-    "describe", "encode", "ended", "enter", "find", "for_jail", "install", "last_status", "launch",
+    "EndedJail", "Follower", "IdRange", "LaunchPlan", "RESOLVER", "Running", "RunningJail", "alive", "allocate",
+    "compile_plan", "describe", "encode", "ended", "enter", "find", "for_jail", "install", "last_status", "launch",
     "launch_generation", "logs", "not_limited", "of_caller", "running", "stop", "warden_path",
 ]  # fmt: skip
 
@@ -35,6 +36,7 @@ _HOMES = {
     "RESOLVER": "stockade.contain.network",
     "Running": "stockade.contain.jail",
     "EndedJail": "stockade.contain.registry",
+    "Follower": "stockade.contain.log",
     "RunningJail": "stockade.contain.registry",
     "alive": "stockade.contain.runfiles",
     "allocate": "stockade.contain.ids",
@@ -49,7 +51,7 @@ _HOMES = {
     "last_status": "stockade.contain.registry",
     "launch": "stockade.contain.starting",
     "launch_generation": "stockade.contain.starting",
-    "logs": "stockade.contain.registry",
+    "logs": "stockade.contain.log",
     "not_limited": "stockade.contain.limiting",
     "of_caller": "stockade.contain.ids",
     "running": "stockade.contain.registry",

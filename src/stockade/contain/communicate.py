@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import time
@@ -9,7 +10,7 @@ from io import FileIO
 from subprocess import PIPE
 from typing import TypedDict
 
-from .jail import Running
+from .jail import LONGEST_POLL, Running
 
 __all__ = ["PIPES", "Output", "communicate"]
 
@@ -60,10 +61,10 @@ def communicate(
             os.set_blocking(running.stdin.fileno(), False)
             selector.register(running.stdin, selectors.EVENT_WRITE)
         while selector.get_map():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 break
-            for key, _ in selector.select(left):
+            for key, _ in selector.select(min(left, LONGEST_POLL)):
                 file = key.fileobj
                 if not isinstance(file, FileIO):
                     continue

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal as signals
 import time
+import weakref
 from io import FileIO
 from types import TracebackType
 
@@ -15,12 +17,14 @@ from stockade.errors import StateError, WallError
 from . import runfiles
 from .failures import wall_error
 
-__all__ = ["Running"]
+__all__ = ["LONGEST_POLL", "Running"]
 
 _LAUNCH_SECONDS = 60.0
 _END_SECONDS = 10.0
 _GRACE_SECONDS = 10.0
 _TURN_SECONDS = 0.5
+#: Seconds of one turn: poll(2) takes no more than 24 days, and a caller may give any number.
+LONGEST_POLL = 3600.0
 
 #: What PID 1 passes on to the service; other signals go to the service itself.
 FORWARDED = frozenset({
@@ -34,8 +38,13 @@ class Running:
 
     `pid` is the service's process, `init_pid` the jail's PID 1, `supervisor_pid` the warden outside, all as this
     process sees them. `stdin`, `stdout`, `stderr` are this end of what was given as `subprocess.PIPE`, else None. As a
-    context manager it leaves nothing behind: the jail has ended when the block does.
+    context manager it leaves nothing behind: the jail has ended when the block does. So does that of one that nobody
+    refers to any more.
     """
+
+    _gate: int | None = None
+    _leash: int | None = None
+    _status = -1
 
     def __init__(
         self, instance: str, warden: int, *, status: int, leash: int | None, gate: int | None, detached: bool,
@@ -53,6 +62,12 @@ class Running:
         self._text = b""
         self._ended = False
         self._exit_code = 0  # of the process that was started; it is no detached jail's supervisor
+        if not detached:
+            _ours.add(self)
+
+    def __del__(self) -> None:
+        """An interrupt between launch and `with` loses one: without its leash the warden ends the jail."""
+        self._close_own()
 
     def __repr__(self) -> str:
         return f"Running({self.instance!r}, pid={self.pid})"
@@ -71,6 +86,11 @@ class Running:
     def supervisor_pid(self) -> int:
         """The warden outside of the jail."""
         return self._state.supervisor[0] if self._state.supervisor else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the jail's PID 1 is there; False in a child of fork(2), whose jail it is not."""
+        return runfiles.is_alive(self._state.init)
 
     @property
     def memory_kills(self) -> int:
@@ -116,7 +136,8 @@ class Running:
         """Open the gate: the service is executed. StateError without a gate. WallError when the exec fails."""
         if self._gate is None:
             raise StateError(f"jail `{self.instance}` has no closed gate", hint="launch it with `gate=True`")
-        os.write(self._gate, b"\n")
+        with contextlib.suppress(BrokenPipeError):  # it was ended while it waited, as `started` will tell
+            os.write(self._gate, b"\n")
         os.close(self._gate)
         self._gate = None
         self.started()
@@ -158,10 +179,7 @@ class Running:
         self._begin_no_more()
         # A supervisor that was just starting a further life reports it meanwhile.
         for seconds in (_TURN_SECONDS, _END_SECONDS) if self._detached else (_END_SECONDS,):
-            target = self._state.init or self._state.service
-            if target is not None and runfiles.is_alive(target):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(target[0], signals.SIGKILL)
+            self.interrupt()
             if self._has_ended(seconds):
                 break
         else:
@@ -172,6 +190,19 @@ class Running:
                     os.kill(supervisor, signals.SIGKILL)
             self._has_ended(_END_SECONDS)
         runfiles.has_ended(self._state.init, _END_SECONDS)  # of a supervisor that was killed it is not told
+
+    def interrupt(self) -> None:
+        """Kill the jail's processes and wait for nothing: what another thread than the one that waits may do."""
+        target = self._state.init or self._state.service
+        if target is not None and runfiles.is_alive(target):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target[0], signals.SIGKILL)
+
+    def abandon(self) -> None:
+        """Close every descriptor and forget the jail: in a child of fork(2) it is the parent's, which sees its end."""
+        self._state = runfiles.State()
+        self._warden, self._ended = None, True
+        self.close()
 
     def _begin_no_more(self) -> None:
         """Tell a supervisor that starts its jail anew that this life is the last."""
@@ -203,12 +234,15 @@ class Running:
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 file.close()
-        self._let_go()
-        if self._status >= 0:
-            os.close(self._status)
-        self._status = -1
+        self._close_own()
         self._ended = True
         self._reap()
+
+    def _close_own(self) -> None:
+        self._let_go()
+        status, self._status = self._status, -1
+        if status >= 0:
+            os.close(status)
 
     def __enter__(self) -> Running:
         return self
@@ -230,10 +264,14 @@ class Running:
     def _line(self, deadline: float | None) -> str | None:
         """The next report line, taken into the state; None when the warden has closed its end."""
         while b"\n" not in self._text:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if self._status < 0:
                 return None
-            if not select.select([self._status], [], [], left)[0]:
+            left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+            poll = select.poll()
+            poll.register(self._status, select.POLLIN)
+            if not poll.poll(min(left, LONGEST_POLL) * 1000):
+                if left > LONGEST_POLL:
+                    continue
                 raise TimeoutError(f"jail `{self.instance}` still runs")
             data = os.read(self._status, 65536)
             if not data:
@@ -255,3 +293,15 @@ class Running:
             with contextlib.suppress(ChildProcessError):
                 self._exit_code = os.waitstatus_to_exitcode(os.waitpid(self._warden, 0)[1])
             self._warden = None
+
+
+_ours: weakref.WeakSet[Running] = weakref.WeakSet()
+
+
+def _abandon_ours() -> None:
+    """In a child of fork(2): its copies of pipes would keep a command's input open, and its parent's jails alive."""
+    for jail in list(_ours):
+        jail.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_ours)

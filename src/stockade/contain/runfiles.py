@@ -1,6 +1,6 @@
 """RUN/INSTANCE/state: who runs, by pid and start time, under a lock that the supervisor holds as long as it lives.
 
-An instance is a jail's name, or NAME@PID for one of several commands run beside it. The file is lines of a
+An instance is a jail's name, or NAME@NUMBER for one of several commands run beside it. The file is lines of a
 word and its value: the header written here, then what the warden reports.
 """
 
@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import os
 import re
-import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from stockade import places
 from stockade.errors import NotFoundError, StateError, UsageError
+from stockade.kernel.pidfd import has_ended as descriptor_has_ended
 from stockade.kernel.pidfd import pidfd_open
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "start_time", "take",
 ]  # fmt: skip
 
-_INSTANCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9]{1,10})?\Z")
+_INSTANCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(@[0-9]{1,16})?\Z")
 _ATTEMPTS = 20
 
 
@@ -59,7 +59,7 @@ def require_name(instance: str) -> None:
     if not _INSTANCE.match(instance):
         raise UsageError(
             f"`{instance}` is no name for a jail",
-            hint="names are lower case letters, digits, `.`, `_` and `-`, and start with a letter or digit",
+            hint="a name has a-z, 0-9, `.`, `_` and `-`, begins with a letter or digit, and is 63 characters at most",
         )
 
 
@@ -152,7 +152,7 @@ def pidfd(process: tuple[int, int] | None) -> Iterator[int | None]:
 def has_ended(process: tuple[int, int] | None, timeout_s: float) -> bool:
     """Whether that very process is gone within so many seconds."""
     with pidfd(process) as descriptor:
-        return descriptor is None or bool(select.select([descriptor], [], [], timeout_s)[0])
+        return descriptor is None or descriptor_has_ended(descriptor, timeout_s)
 
 
 def private(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import subprocess
 import time
@@ -72,7 +73,7 @@ def launch(
 ) -> Running:
     """Start the jail `name` from its current generation, and return once its command is executed.
 
-    `argv` (default: the service) with a given one the jail is another instance, NAME@PID, beside the service's.
+    `argv` (default: the service) with a given one the jail is another instance, NAME@NUMBER, beside the service's.
     `environment` is added to the plan's; `user` is a name in the jail; `directory` the working directory.
     `terminal`: a pty of the jail's own, relayed to this process's standard streams. `detach`: in the background,
     output to the jail's log, until `stop`; else the jail ends with this process. `gate`: stop right before the exec
@@ -115,8 +116,8 @@ def launch_generation(
     `plan` replaces the generation's own compiled plan.
     """
     jail = name or generation.parent.parent.name
-    instance = jail if argv is None or "@" in jail or detach else f"{jail}@{_serial()}"
     number = _serial()
+    instance = jail if argv is None or "@" in jail or detach else f"{jail}@{number}"
     fragment = [
         wire.text(wire.BASE, os.fspath(generation)),
         wire.text(wire.INSTANCE, number),
@@ -152,10 +153,11 @@ def launch_generation(
             place = os.fspath(runfiles.directory(instance))
             fragment += [wire.text(wire.REMOVE, path) for path in (place, f"{place}/state")]
             fragment.append(wire.record(wire.LIFELINE))
+        wrapper = _wrapper(generation, number)
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
             streams=Streams(stdin, stdout, stderr), inherit=(held, state, *given, *outside.inherit), gate=gate,
-            detach=detach, wrapper=_wrapper(generation, number),
+            detach=detach, wrapper=wrapper,
         )  # fmt: skip
 
 
@@ -173,8 +175,12 @@ class Streams:
         self.given: list[int] = []
         self.ours: list[FileIO | None] = []
         self._opened: list[int] = []
-        for number, value in enumerate(wanted):
-            self._add(number, value)
+        try:
+            for number, value in enumerate(wanted):
+                self._add(number, value)
+        except OSError:
+            self.close(ours=True)
+            raise
 
     def _add(self, number: int, value: int | None) -> None:
         mine = None
@@ -328,11 +334,9 @@ def log_record(name: str) -> bytes:
     return wire.text(wire.LOG, os.fspath(log_path(name.partition("@")[0])), numbers=(_LOG_BYTES, _LOG_KEPT))
 
 
-_counter = 0
+_launches = itertools.count(1)  # one next() is whole: threads share it
 
 
 def _serial() -> str:
-    """A number for a further instance: no other process has the pid, no earlier launch of this one the rest."""
-    global _counter
-    _counter += 1
-    return f"{os.getpid()}{_counter % 1000:03}"
+    """A number for a further instance: no other process has the pid, no other launch of this one the nine digits."""
+    return f"{os.getpid()}{next(_launches) % 10**9:09}"
