@@ -7,10 +7,10 @@ Needs root, nginx, wrk and passt. The same nginx with one worker and the same fi
 outside behind plain pasta. wrk loads each with small pages over kept connections, with small pages each over a
 connection of its own, and with a large file.
 
-Every server has a wrk of its own, and all but one of these stand still: a turn takes 20 ms, so what else the machine does
-meets all servers alike. With the large file it takes 250 ms, since buffers are filled between turns, beside which that
-must be little. Rates are of a wrk's own turns; ratios are medians of those of the rounds. The CPU time that nginx's worker
-needs for a request stands beside: it depends on other work far less.
+Every server has a wrk of its own, and all but one of these stand still: a turn takes 20 ms, so what else the machine
+does meets all servers alike. With the large file it takes 250 ms, since buffers are filled between turns, beside
+which that must be little. Rates are of a wrk's own turns; ratios are medians of those of the rounds. The CPU time
+that nginx's worker needs for a request stands beside: it depends on other work far less.
 """
 
 from __future__ import annotations

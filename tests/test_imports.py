@@ -117,7 +117,6 @@ def test_way_to_the_launcher_loads_no_library() -> None:
         "msgspec",
         "tomlkit",
         "rich",
-        "jinja2",
         "shtab",
         "subprocess",
         "ctypes",

@@ -11,6 +11,7 @@ from hypothesis import strategies as some
 
 from stockade import specfile
 from stockade.errors import NotFoundError, SpecError, StockadeError
+from stockade.records import publish
 from stockade.specfile import rules
 
 SERVICE = '[service]\ncommand = ["/usr/sbin/daemon"]\n'
@@ -54,6 +55,22 @@ def test_unknown_key_is_told_with_its_line_its_table_and_the_key_that_was_meant(
     assert hint == "`mounts` belongs in the top level, before the first table"
 
 
+def test_key_in_the_wrong_table_is_told_where_it_belongs() -> None:
+    assert refused(with_service('walls = ["jail"]')) == (
+        "web.toml:4: unknown key `walls` in `[service]`", "`walls` belongs in the top level, before the first table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "key"), [("[[mounts]]\nsource = '/a'\ntarget = '/b'", "readonly"), ("[service.ready]", "port")]
+)
+def test_key_of_another_table_is_suggested_only_where_it_is_very_near(header: str, key: str) -> None:
+    message, hint = refused(with_service(header, f"{key} = 1"))
+    assert message.partition(": ")[2].startswith(f"unknown key `{key}` in ")
+    assert "did you mean" not in message
+    assert hint is not None and " takes `" in hint
+
+
 def test_key_of_the_same_table_is_suggested_before_one_of_another() -> None:
     message, hint = refused(with_service("[limits]", "mem = 1", "memry = 2"))
     assert message.splitlines() == [
@@ -79,6 +96,33 @@ def test_every_mistake_of_a_spec_is_told_at_once_in_the_order_of_its_lines() -> 
         'web.toml:5: `umask` in `[service]` must be an octal mode in quotes, not `18` (for example `umask = "0755"`)',
     ]
     assert hint is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "hint"),
+    [
+        (
+            ["[files]", 'include = ["/etc/a", "etc/b"]'],
+            'web.toml:5: item 2 of `include` in `[files]` must be an absolute path, not `"etc/b"`',
+            'for example `"/srv/data"`',
+        ),
+        (
+            ["[policy]", "capabilities = [7]"],
+            "web.toml:5: item 1 of `capabilities` in `[policy]` must be text in quotes, not `7`",
+            'for example `"text"`',
+        ),
+        (["[exercises]", 'command = ["true"]'], "web.toml:4: `exercises` must be a list of tables, not a table",
+         "begin each with `[[exercises]]`"),
+        (["[[accounts]]", 'name = "www"', "[mounts]"], "web.toml:6: `mounts` must be a list of tables, not a table",
+         "begin each with `[[mounts]]`"),
+    ],
+)  # fmt: skip
+def test_wrong_part_of_a_list_is_named(lines: list[str], message: str, hint: str) -> None:
+    assert refused(with_service(*lines)) == (message, hint)
+
+
+def test_example_of_a_key_is_its_default() -> None:
+    assert refused(f'walls = "jail"\n{MINIMAL}')[1] == 'for example `walls = ["jail"]`'
 
 
 def test_missing_service_is_told_with_lines_to_add() -> None:
@@ -107,6 +151,31 @@ def test_text_that_is_not_toml_is_told_with_line_and_column() -> None:
     message, hint = refused('name = "web"\nwalls = \n')
     assert message == "web.toml:2:9: not TOML: invalid value"
     assert hint == 'a spec is TOML: `key = "text"` below `[table]`'
+
+
+@pytest.mark.parametrize(
+    ("lines", "hint"),
+    [
+        (['command = ["/bin/true"]'], "each key stands once in its table"),
+        (["[limits]", "[limits]"], "each table stands once in a file"),
+        (["ready = { tcp = 80,", "timeout_s = 3 }"], "an inline table `{ … }` is one line, with no comma at its end"),
+        (["ready = { tcp = 80, }"], "an inline table `{ … }` is one line, with no comma at its end"),
+    ],
+)
+def test_common_slip_in_toml_is_told_with_its_cure(lines: list[str], hint: str) -> None:
+    message, said = refused(with_service(*lines))
+    assert ": not TOML: " in message
+    assert said == hint
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_mark_and_line_ends_of_windows_editors_are_no_mistake(home: Path, end: str) -> None:
+    path = home / "config" / "web.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", end).encode())
+    assert specfile.read("web").name == "web"
+    path.write_bytes(b"\xef\xbb\xbf" + with_service("usr = 1").replace("\n", end).encode())
+    with pytest.raises(SpecError, match=r"web\.toml:4: unknown key `usr` in `\[service\]`"):
+        specfile.read("web")
 
 
 @pytest.mark.parametrize(
@@ -316,6 +385,12 @@ def test_spec_found_by_name_must_bear_that_name(home: Path) -> None:
     assert specfile.read(str(home / "config" / "shop.toml")).name == "web"
 
 
+def test_file_that_is_absent_is_told_how_one_is_written_there(home: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        specfile.load(home / "x.toml")
+    assert caught.value.hint == f"`stockade new x --output {home}/x.toml -- COMMAND` writes one"
+
+
 @pytest.mark.parametrize("make", ["directory", "absent", "latin-1"])
 def test_file_that_cannot_be_read_is_one_error_with_a_hint(home: Path, make: str) -> None:
     path = home / "x.toml"
@@ -363,3 +438,8 @@ def test_derived_recipe_keeps_its_comments_and_takes_the_new_name() -> None:
     assert [line for line in recipe.splitlines() if line.startswith("#")] == [
         line for line in text.splitlines() if line.startswith("#")
     ]
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:2222:22/tcp", "[::1]:53:5353/udp"])
+def test_published_port_is_written_as_it_is_read(text: str) -> None:
+    assert publish.written(publish.parse(text)) == text

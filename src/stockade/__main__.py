@@ -4,7 +4,8 @@ import os
 import sys
 
 if not __package__:
-    sys.path.append(__file__.rpartition("/")[0].rpartition("/")[0])
+    # As the installed `stockade` has it, `…/bin/../lib/…`, it would be so in every message that names a file.
+    sys.path.append(os.path.realpath(__file__).rpartition("/")[0].rpartition("/")[0])
 
 try:
     from stockade.cli import main

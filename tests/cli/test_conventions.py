@@ -63,6 +63,45 @@ def test_help_of_every_verb_says_what_it_takes(stockade: Run, verb: str) -> None
             "`stockade recipes --help` shows what it takes",
         ),
         (["--verbose"], "no verb is given", "`stockade --help` shows what it takes"),
+        (["help"], "unknown verb `help`", "`stockade --help` lists the verbs"),
+        (
+            ["guest", "strat", "web"], "`stockade guest` has no verb `strat`, did you mean `start`?",
+            "`stockade guest --help` lists the verbs",
+        ),
+        (["image", "zzzzzz"], "`stockade image` has no verb `zzzzzz`", "`stockade image --help` lists the verbs"),
+        (
+            ["contain", "--network", "egres", "--", "true"],
+            "`--network` is `none`, `egress` or `host`, not `egres`, did you mean `egress`?",
+            "`stockade contain --help` shows what it takes",
+        ),
+        (
+            ["guest", "clone", "web", "--network", "nat"], "`--network` is `none`, not `nat`",
+            "`stockade guest clone --help` shows what it takes",
+        ),
+        (
+            ["completion", "fish"], "`SHELL` is `bash`, `zsh` or `tcsh`, not `fish`",
+            "`stockade completion --help` shows what it takes",
+        ),
+        (
+            ["rollback", "web", "last"], "`NUMBER` must be a whole number, not `last`",
+            "`stockade rollback --help` shows what it takes",
+        ),
+        (
+            ["contain", "--cpus", "two", "--", "true"], "`--cpus` must be a number, not `two`",
+            "`stockade contain --help` shows what it takes",
+        ),
+        (
+            ["run", "web", "ls", "/"], "`stockade run` does not take `ls`",
+            "a command stands after `--`: `stockade run NAME [-- COMMAND ...]`",
+        ),
+        (
+            ["contain", "ls"], "`stockade contain` does not take `ls`",
+            "a command stands after `--`: `stockade contain -- COMMAND ...`",
+        ),
+        (
+            ["contain"], "`stockade contain` needs a command",
+            "put it after `--`: `stockade contain -- ls /`",
+        ),
         (["new"], "the following arguments are required: NAME", "`stockade new --help` shows what it takes"),
     ],
 )  # fmt: skip

@@ -229,6 +229,69 @@ def test_stop_tells_the_status_and_leaves_nothing_running(home: Home) -> None:
     assert again.stderr.startswith("error: jail `box` is not running\nhint: ")
 
 
+def test_one_of_two_commands_in_a_jail_is_entered_and_stopped_by_the_name_that_ps_shows(home: Home) -> None:
+    words = [*home.command, "run", "box", "--", "sh", "-c", "echo started; exec sleep 100"]
+    commands = [
+        subprocess.Popen(words, env=home.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for command in commands:
+            assert command.stdout is not None
+            assert command.stdout.readline() == b"started\n"
+        names = [jail["instance"] for jail in json.loads(home.good("ps", "--json").stdout)["jails"]]
+        unclear = home.run("stop", "box")
+        assert (unclear.returncode, all(f"`{name}`" in unclear.stderr for name in names)) == (1, True)
+        assert home.good("exec", names[0], "--", "sh", "-c", "echo hi").stdout == "hi\n"
+        for name in names:
+            assert home.good("stop", name).stderr.startswith(f"{name}: stopped")
+        assert [command.wait(timeout=30) for command in commands] == [128 + signal.SIGTERM] * 2
+    finally:
+        for command in commands:
+            command.kill()
+            command.communicate(timeout=30)
+
+
+def test_source_of_a_mount_that_is_gone_or_another_kind_is_named_and_only_run_ends_with_125(home: Home) -> None:
+    source = home.directory / "shown"
+    source.mkdir()
+    (home.directory / "config" / "glass.toml").write_text(
+        'name = "glass"\n[service]\ncommand = ["/bin/sh"]\n'
+        f'[[mounts]]\nsource = "{source}"\ntarget = "/mnt/shown"\n'
+    )
+    home.good("build", "glass", "--no-observe", "--no-verify")
+    source.rmdir()
+    for cause, step in (("(ENOENT): it does not exist", f"`source` failed on `{source}`"),
+                        ("(EINVAL): only a directory", "`mount` failed on `/mnt/shown`")):  # fmt: skip
+        for verb, status in (("start", 1), ("run", 125)):
+            done = home.run(verb, "glass")
+            assert done.returncode == status
+            assert done.stderr.startswith(f"error: launch step {step} {cause}")
+            assert "\nhint: " in done.stderr
+        source.touch()
+    source.unlink()
+    home.good("rm", "--force", "glass")
+
+
+@pytest.mark.parametrize(("file", "text"), [("lock.json", None), ("lock.json", "{"), ("spec.json", "{")])
+def test_jail_whose_generation_is_damaged_can_be_built_anew(home: Home, file: str, text: str | None) -> None:
+    (home.directory / "config" / "hurt.toml").write_text(
+        'name = "hurt"\n[service]\ncommand = ["/bin/sh"]\n[secrets]\nword = { kind = "password", client = true }\n'
+    )
+    build = ("build", "hurt", "--no-observe", "--no-verify")
+    home.good(*build)
+    damaged = home.directory / "state/jails/hurt/generations/0001" / file
+    if text is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(text)
+    home.good(*build)
+    done = home.good("status", "hurt")
+    assert "\n2 *  " in done.stdout
+    assert done.stderr.startswith("generation 1 is of no use: ") == (file == "lock.json")
+    home.good("rm", "--force", "hurt")
+
+
 def test_service_that_ends_at_once_is_a_failed_start_with_its_last_words(home: Home) -> None:
     (home.directory / "config" / "brief.toml").write_text(
         'name = "brief"\n[service]\ncommand = ["/bin/sh", "-c", "echo cannot go on; exit 3"]\n'

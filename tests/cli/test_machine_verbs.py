@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +110,7 @@ def test_life_of_a_jail_with_a_machine_goes_by_the_verbs_of_every_jail(box: Box)
 
     line = msgspec.json.decode(box.good("ps", "--json").stdout, type=reports.PsReport).jails[0]
     assert (line.name, line.state, line.generation, line.walls) == ("box", "running", 1, ("jail", "vm", "jail"))
-    assert line.ports == (f"127.0.0.1:{box.port}/tcp",)
+    assert line.ports == (f"127.0.0.1:{box.port}:8080/tcp",)
     assert os.readlink(f"/proc/{line.pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     listed = msgspec.json.decode(box.good("list", "--json").stdout, type=reports.ListReport)
     assert {jail.name: jail.running for jail in listed.jails}["box"]
@@ -170,6 +172,53 @@ def test_command_runs_in_the_machine_in_the_services_place(box: Box) -> None:
 
 def test_command_that_is_not_in_the_machine_ends_with_127(box: Box) -> None:
     assert box.run("run", "box", "--", "/bin/nothing").returncode == 127
+    assert box.guests() == []
+
+
+def test_boot_that_is_told_to_end_leaves_no_machine(box: Box) -> None:
+    box.good("image", "create", "looked-at", "--jail", "box")
+    command = [sys.executable, "-m", "stockade", "boot", "looked-at"]
+    with subprocess.Popen(
+        command, env=box.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            end = time.monotonic() + 60
+            while '"running"' not in box.good("guest", "list", "--json").stdout:
+                assert child.poll() is None and time.monotonic() < end
+            child.terminate()
+            assert child.wait(timeout=60) == 143
+        finally:
+            child.kill()
+    assert box.guests() == []
+
+
+def test_boot_joins_the_terminal_with_the_console(box: Box) -> None:
+    text = (box.directory / "config/box.toml").read_text()
+    command = 'command = ["/bin/sh", "-c", "while read word; do echo got $word; done"]'
+    text = re.sub(r"(?m)^(command|ready) = .*\n", "", text).replace("[service]", f"[service]\n{command}")
+    (box.directory / "config/box.toml").write_text(text)
+    box.good("build", "box", "--no-verify")
+    box.good("image", "create", "asks", "--jail", "box")
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "stockade", "boot", "asks"], env=box.environment, stdin=theirs, stdout=theirs,
+        stderr=theirs,
+    ) as child:  # fmt: skip
+        os.close(theirs)
+        try:
+            said = b""
+            end = time.monotonic() + 60
+            while b"got hello" not in said:
+                # What is typed before the terminal is raw is lost.
+                os.write(ours, b"hello\n")
+                if select.select([ours], [], [], 0.5)[0]:
+                    said += os.read(ours, 4096)
+                assert time.monotonic() < end, said
+            os.write(ours, b"\x1d")
+            assert child.wait(timeout=60) == 0
+        finally:
+            child.kill()
+            os.close(ours)
     assert box.guests() == []
 
 

@@ -68,6 +68,11 @@ def test_new_to_standard_output_leaves_no_file(stockade: Run, home: Path) -> Non
             "a name has a-z, 0-9, `.`, `_` and `-`, begins with a letter or digit, and is 63 characters at most",
         ),
         (
+            ["new", "web", "--exercise", "curl 'x", "--", "true"], 2,
+            "the exercise `curl 'x` cannot be split into words: no closing quotation",
+            "quote it as for a shell",
+        ),
+        (
             ["new", "web", "--recipe", "sshd", "--", "true"], 2,
             "a spec is made from a recipe or from a command, not from both", "leave one of them out",
         ),

@@ -1,4 +1,4 @@
-"""What becomes of a report that cannot be written: a message and a status, never a traceback."""
+"""How a report is written: its tables, and a message and a status, never a traceback, where it cannot be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from stockade.cli import console
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -41,3 +43,19 @@ def test_a_reader_that_goes_away_ends_it_silently(tmp_path: Path) -> None:
     done = shell('("$@" recipes --json; echo status $? >&2) | true', tmp_path)
     assert done.stderr.splitlines()[-1] in ("status 0", "status 141")
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (60, ["NAME   WHAT", "basic  a shell and the file utilities", "x"]),
+        (27, ["NAME   WHAT", "basic  a shell and the file", "       utilities", "x"]),
+        (20, ["NAME   WHAT", "basic  a shell and the file utilities", "x"]),
+    ],
+)
+def test_last_column_of_a_table_is_folded_between_words_where_there_is_room(
+    columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_columns", lambda: columns)
+    console.rows([("basic", "a shell and the file utilities"), ("x", "")], heading=("NAME", "WHAT"))
+    assert capsys.readouterr().out.splitlines() == lines

@@ -24,3 +24,8 @@ def test_every_verb_and_every_option_is_documented() -> None:
         for option in parser.options():
             if option not in ("--help", "--verbose"):
                 assert f"`{option}" in section
+
+
+def test_option_that_takes_one_of_a_few_words_is_shown_with_them() -> None:
+    assert "- `--network {none,egress,host}`: " in page()
+    assert "None]" not in page()

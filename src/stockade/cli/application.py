@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
         if verbose > 1:
             raise
         console.fail(error)
-        return error.exit_code
+        return _own_failure(words) if isinstance(error, WallError) and not _passes(words) else error.exit_code
     except OSError as error:
         if verbose > 1:
             raise
@@ -98,8 +98,11 @@ def _verbosity(words: list[str]) -> int:
 
 def _own_failure(words: list[str]) -> int:
     """The status of an unforeseen failure, which must not look like one of a command's."""
-    verb = next((word for word in words if not word.startswith("-")), "")
-    return WallError.exit_code if verb in _PASSING else 1
+    return WallError.exit_code if _passes(words) else 1
+
+
+def _passes(words: list[str]) -> bool:
+    return next((word for word in words if not word.startswith("-")), "") in _PASSING
 
 
 def _cure(error: OSError) -> str:

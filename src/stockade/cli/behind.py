@@ -37,8 +37,19 @@ def add_options(parser: Parser) -> None:
 
 
 def walls_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The walls that are asked for; those of the spec as it was built where none are."""
-    return tuple(arguments.walls.split(",")) if arguments.walls else machinelife.walls_of(arguments.name)
+    """The walls that are asked for; those of the spec as it was built where none are.
+
+    UsageError where the jail cannot have them: words that are no walls are not taken for the jail alone.
+    """
+    own = machinelife.walls_of(arguments.name)
+    walls = tuple(arguments.walls.split(",")) if arguments.walls else own
+    if "vm" in walls or walls == own or (walls == ("jail",) and own != ("chroot",)):
+        return walls
+    if own == ("chroot",):
+        hint = "it was built for `chroot`: for others change `walls` in the spec, and build again"
+    else:
+        hint = "`jail`, `vm`, `jail,vm` or `jail,vm,jail`"
+    raise UsageError(f"`{arguments.walls}` are no walls that can be tried", hint=hint)
 
 
 def run(arguments: argparse.Namespace, walls: Sequence[str], environment: Mapping[str, str], *, terminal: bool) -> int:

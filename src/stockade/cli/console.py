@@ -36,6 +36,7 @@ _CONTROL = {
     number: repr(chr(number))[1:-1]
     for number in (*range(9), *range(11, 32), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
+_LEAST_ROOM = 16  # columns that words need to be folded into
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -85,11 +86,31 @@ def json_report(report: msgspec.Struct) -> None:
 
 
 def rows(table: Iterable[Sequence[str]], *, heading: Sequence[str]) -> None:
-    """Write a table with its columns aligned; without a terminal too, so that it can be cut by column."""
+    """Write a table with its columns aligned; without a terminal too, so that it can be cut by column.
+
+    On a terminal that is too narrow the last column is folded between words.
+    """
     lines = [list(heading), *map(list, table)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
-    for line in lines:
-        text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading) - 1)]
+    room = _columns() - sum(width + 2 for width in widths)
+    for *cells, last in lines:
+        before = "".join(f"{cell.ljust(width)}  " for cell, width in zip(cells, widths, strict=True))
+        for number, part in enumerate(_folded(last, room)):
+            text(f"{' ' * len(before) if number else before}{part}".rstrip())
+
+
+def _folded(words: str, room: int) -> list[str]:
+    """Return `words` in lines of `room` columns; in one where that is too little for any."""
+    if len(words) <= room or room < _LEAST_ROOM:
+        return [words]
+    import textwrap  # only for what does not fit
+
+    return textwrap.wrap(words, room, break_long_words=False, break_on_hyphens=False)
+
+
+def _columns() -> int:
+    """Columns of the terminal that standard output is; more than any line has where it is none, or tells none."""
+    return (os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0) or sys.maxsize
 
 
 def size(count: int) -> str:
@@ -104,7 +125,7 @@ def size(count: int) -> str:
 
 def listed(title: str, items: Sequence[str]) -> None:
     """Write a title and what belongs to it, separated by commas: one line, on a terminal as many as it takes."""
-    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else sys.maxsize
+    width = _columns()
     line = f"{title}:"
     for place, item in enumerate(items, 1):
         word = f"{item}," if place < len(items) else item

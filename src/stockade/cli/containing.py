@@ -21,8 +21,9 @@ def register(subparsers: Subparsers) -> None:
         help="run a command now behind the walls, without a jail",
         description="Run COMMAND behind a jail's walls over the host's own /usr, read-only. It sees a small /etc, a "
         "home, /tmp and /run of its own that vanish, and the paths that are named; it reaches no network unless told. "
-        "Run by root it becomes the owner of the first path that it may write, else nobody. The status is as with "
-        "`stockade run`.",
+        "It starts in the caller's working directory where that, or a named path below it, can be seen, else in its "
+        "home. Run by root it becomes the owner of the first path that it may write, else nobody. The status is as "
+        "with `stockade run`.",
     )  # fmt: skip
     parser.add_argument("--read", metavar="PATH", action="append", default=[], help="let it read PATH")
     parser.add_argument("--write", metavar="PATH", action="append", default=[], help="let it read and write PATH")
@@ -35,13 +36,16 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--cpus", metavar="NUMBER", type=float, help="limit of its CPU time, in CPUs")
     parser.add_argument("--tmpfs", metavar="SIZE", help="size of each place that vanishes (default: 256M)")
     parser.add_argument(
-        "--syscalls", choices=("strict", "default", "shell"), default="default", help="preset of system calls"
-    )
+        "--syscalls", choices=("strict", "default", "shell"), default="default",
+        help="preset of system calls (default: default)",
+    )  # fmt: skip
     running.add_run_options(parser)
 
 
 def contain(arguments: argparse.Namespace) -> int:
     """Run the command and pass its status on."""
+    if not arguments.command:
+        raise UsageError("`stockade contain` needs a command", hint="put it after `--`: `stockade contain -- ls /`")
     environment = running.environment(arguments.env)
     for option in ("memory", "tmpfs"):
         value = getattr(arguments, option)

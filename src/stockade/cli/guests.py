@@ -15,6 +15,7 @@ from stockade import machines, places
 from stockade.cli import console, incidents, machinelife, snapshots
 from stockade.cli.families import add_family
 from stockade.cli.images import byte_count
+from stockade.cli.joining import LEAVE, join
 from stockade.cli.parser import Parser, Subparsers, add_verb
 from stockade.errors import StateError, UsageError
 from stockade.records.guest import Guest
@@ -26,7 +27,6 @@ from stockade.vm.start import stop as stop_guest
 
 __all__ = ["published", "register", "relay"]
 
-_DETACH = b"\x1d"  # Ctrl-], as telnet(1) has it
 _READ = 65536
 
 
@@ -95,7 +95,10 @@ def _register_use(family: Subparsers) -> None:
         "processes.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", nargs="+", help="name of the guest")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="how long its PID 1 has (default: 20)")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float,
+        help="how long its PID 1 has (default: what its image asks for, 20 at least)",
+    )  # fmt: skip
     add_verb(family, "list", list_guests, json=True, help="list the guests with their memory and disk")
     parser = add_verb(
         family, "exec", execute, command="-- COMMAND ...",
@@ -294,27 +297,10 @@ def relay(session: control.Session, *, terminal: bool) -> int:
 def attach(arguments: argparse.Namespace) -> None:
     """Join this terminal with the guest's console."""
     store.load(arguments.name)
-    is_terminal = sys.stdin.isatty()
-    before = termios.tcgetattr(0) if is_terminal else None
     with control.connect(arguments.name) as connection:
         control.ask(connection, "console")
-        connection.settimeout(None)
-        console.note("Ctrl-] leaves the console; the guest goes on")
-        if is_terminal:
-            tty.setraw(0)
-        try:
-            while True:
-                for ready in select.select([connection.fileno(), 0], [], [])[0]:
-                    data = os.read(0, _READ) if ready == 0 else connection.recv(_READ)
-                    if not data or (ready == 0 and _DETACH in data):
-                        return
-                    if ready == 0:
-                        connection.sendall(data)
-                    else:
-                        os.write(1, data)
-        finally:
-            if before is not None:
-                termios.tcsetattr(0, termios.TCSADRAIN, before)
+        console.note(f"{LEAVE} leaves the console; the guest goes on")
+        join(connection, keys=True)
 
 
 def log(arguments: argparse.Namespace) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
 from stockade import machines
 from stockade.cli import console
 from stockade.cli.families import add_family
+from stockade.cli.joining import LEAVE, join
 from stockade.cli.parser import Parser, Subparsers, add_verb
 from stockade.errors import StateError, UsageError
 from stockade.records.image import Image, ImageStart
 from stockade.records.machine import ImageReport, ImagesReport
 from stockade.records.policy import size_bytes
-from stockade.vm import control, debian, images, sparse, staging, store
+from stockade.vm import control, debian, images, manage, sparse, staging, store
 
 __all__ = ["byte_count", "register"]
 
@@ -48,7 +50,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "boot", boot,
         help="boot an image once, on a disk that vanishes",
         description="Boot an image as a guest without a network, with its console on this terminal, and forget what it "
-        "wrote once it has ended. That is how an imported image is looked at first.",
+        "wrote once it has ended or Ctrl-] was typed. That is how an imported image is looked at first.",
     )  # fmt: skip
     _name(parser)
     parser.add_argument(
@@ -239,19 +241,22 @@ def remove(arguments: argparse.Namespace) -> None:
 def boot(arguments: argparse.Namespace) -> int:
     """Boot an image once and pass its service's status on."""
     walls = tuple(arguments.walls.split(","))
+    manage.check_walls(walls)
     image = images.load(arguments.name)
     name = f"{arguments.name[:40]}-boot-{os.getpid()}"
     machines.prepare(walls)
+    # Its default action would leave the guest.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     guest = store.create(name, image, memory=arguments.memory, walls=walls)
     try:
         started = machines.start_guest(guest.name, leash=True)
         images.tried(arguments.name)
         with control.connect(name) as connection:
             control.ask(connection, "console")
-            connection.settimeout(None)
-            while data := connection.recv(65536):
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
-        return started.wait() or 0
+            keys = sys.stdin.isatty()
+            if keys:
+                console.note(f"{LEAVE} ends it")
+            ended = join(connection, keys=keys)
+        return started.wait() or 0 if ended else 0
     finally:
         machines.discard(name)

@@ -274,4 +274,4 @@ def _show_findings(found: Sequence[GuestFinding]) -> None:
         console.text(f"{finding.severity:6} {finding.code}: {finding.seen}")
         if finding.remedy:
             console.text(f"       {finding.remedy}")
-    console.text(f"{len(found)} findings")
+    console.text(f"{len(found)} {'finding' if len(found) == 1 else 'findings'}")

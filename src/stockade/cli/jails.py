@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
+from collections.abc import Iterator
 
 from stockade import contain, specfile
 from stockade.build.generations import Store
@@ -96,10 +97,7 @@ def status(arguments: argparse.Namespace) -> None:
         name=arguments.name,
         running=running,
         ended=next((ended(jail) for jail in contain.ended() if jail.name == arguments.name), None),
-        generations=tuple(
-            _generation(store.generation(number), current=current is not None and number == current.number)
-            for number in store.generations()
-        ),
+        generations=tuple(_generations(store, current)),
         spec=spec,
         spec_changed=changed,
     )
@@ -174,6 +172,17 @@ def _life(running: Process | None, last: Ended | None) -> str:
         return f"ended and waiting for its restart {running.restarts}, generation {running.generation}"
     since = console.duration(running.uptime_s)
     return f"{state(running)} for {since}, generation {running.generation}, pid {running.pid}"
+
+
+def _generations(store: Store, current: Generation | None) -> Iterator[GenerationLine]:
+    """Describe each generation; of one that is damaged it is noted why it is left out."""
+    for number in store.generations():
+        try:
+            generation = store.generation(number)
+        except (NotFoundError, StateError) as error:
+            console.note(f"generation {number} is of no use: {error.message}")
+            continue
+        yield _generation(generation, current=current is not None and number == current.number)
 
 
 def _generation(generation: Generation, *, current: bool) -> GenerationLine:

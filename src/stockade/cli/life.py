@@ -47,7 +47,7 @@ def start(arguments: argparse.Namespace) -> None:
 
 def add_stop_options(parser: Parser) -> None:
     """Options of `stockade stop`."""
-    parser.add_argument("name", metavar="NAME", nargs="+", help="name of the jail")
+    parser.add_argument("name", metavar="NAME", nargs="+", help=names.RUNNING)
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, help="kill what still runs then (default: the spec's)"
     )
@@ -58,8 +58,9 @@ def stop(arguments: argparse.Namespace) -> None:
     if arguments.timeout is not None and arguments.timeout < 0:
         raise UsageError("`--timeout` cannot be negative", hint="0 kills at once")
     for name in arguments.name:
-        names.existing(name.partition("@")[0])
-        if machinelife.is_running(name):
+        jail = names.jail_of(name)
+        names.existing(jail)
+        if name == jail and machinelife.is_running(jail):
             status = machinelife.stop(name, arguments.timeout)
         else:
             status = contain.stop(name, timeout_s=arguments.timeout)

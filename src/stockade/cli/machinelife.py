@@ -15,6 +15,7 @@ from stockade.cli import console
 from stockade.contain.starting import current
 from stockade.errors import NotFoundError, StateError, UsageError
 from stockade.records.guest import Guest
+from stockade.records.publish import written
 from stockade.records.report import Process
 from stockade.records.spec import Spec
 from stockade.vm import control, manage, store
@@ -105,7 +106,7 @@ def process(jail: str) -> Process | None:
         name=jail, instance=jail, pid=known["pid"], service_pid=None, generation=guest.generation,
         uptime_s=round(known["since"], 3), processes=len(known["processes"]),
         state="frozen" if known["frozen"] else "running", memory=manage.held_memory(known["processes"]),
-        ports=tuple(f"{port.address}:{port.port}/{port.protocol}" for port in guest.publish), walls=guest.walls,
+        ports=tuple(map(written, guest.publish)), walls=guest.walls,
     )  # fmt: skip
 
 

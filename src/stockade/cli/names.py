@@ -9,7 +9,10 @@ from stockade.cli import console
 from stockade.errors import NotFoundError
 from stockade.records.generation import Generation
 
-__all__ = ["built", "existing", "known"]
+__all__ = ["RUNNING", "built", "existing", "jail_of", "known"]
+
+#: What verbs about running jails take for NAME.
+RUNNING = "name of the jail; NAME@NUMBER, as `ps` shows it, for one of several commands in it"
 
 
 def known() -> list[str]:
@@ -32,6 +35,11 @@ def existing(name: str) -> Store:
     else:
         hint = "`stockade list` shows the jails that there are, `stockade recipes` what can be built"
     raise NotFoundError(f"there is no jail `{name}`{console.nearest(name, known())}", hint=hint)
+
+
+def jail_of(instance: str) -> str:
+    """Return the jail of a running instance: what `ps` shows as NAME, or as NAME@NUMBER for a command beside it."""
+    return instance.partition("@")[0]
 
 
 def built(name: str) -> Generation:

@@ -17,6 +17,8 @@ Subparsers = Any  # argparse names its type only privately
 
 PROGRAM = "stockade"
 _COLUMNS = 80
+_NEAR = 0.7  # least likeness, of 1, of a word that was meant
+_NUMBERS = {int: "a whole number", float: "a number"}
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -60,12 +62,51 @@ class Parser(argparse.ArgumentParser):
             word = unknown.split()[0]
             message = f"`{self.prog}` does not take `{word}`"
             near = _nearest(word, self.options())
-            hint = f"did you mean `{near}`?" if near else hint
+            if self.child and not word.startswith("-"):
+                names = [str(action.metavar) for action in self._actions if not action.option_strings]
+                hint = f"a command stands after `--`: `{' '.join([self.prog, *names, self.child])}`"
+            elif near:
+                hint = f"did you mean `{near}`?"
         raise UsageError(message, hint=hint)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is none of the action's choices, and suggest the nearest."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = list(action.choices)
+        near = _nearest(str(value), choices)
+        meant = f", did you mean `{near}`?" if near else ""
+        if isinstance(action, argparse._SubParsersAction):
+            raise UsageError(
+                f"`{self.prog}` has no verb `{value}`{meant}", hint=f"`{self.prog} --help` lists the verbs"
+            )
+        *others, last = (f"`{choice}`" for choice in choices)
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(
+            f"`{_called(action)}` is {known}, not `{value}`{meant}",
+            hint=f"`{self.prog} --help` shows what it takes",
+        )
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Convert what was typed; argparse names the type as Python does."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if action.type not in _NUMBERS:
+                raise
+            raise UsageError(
+                f"`{_called(action)}` must be {_NUMBERS[action.type]}, not `{arg_string}`",
+                hint=f"`{self.prog} --help` shows what it takes",
+            ) from None
 
     def options(self) -> list[str]:
         """Return every long option."""
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _called(action: argparse.Action) -> str:
+    """What the help calls an action."""
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
 #: Modules of this package and the verbs that each registers, in the order of the help. Only the module of the verb
@@ -162,7 +203,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     """The known word that is nearest to one that is wrong, "" when none is near."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=_NEAR)), "")
 
 
 def verbs(parser: Parser) -> dict[str, Parser]:

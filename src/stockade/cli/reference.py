@@ -81,8 +81,7 @@ def _usage(parser: Parser) -> str:
         if action.help is argparse.SUPPRESS or action.dest == "help":
             continue
         if action.option_strings:
-            value = f" {action.metavar}" if action.nargs != 0 else ""
-            words.append(f"[{action.option_strings[0]}{value}]")
+            words.append(f"[{action.option_strings[0]}{_value(action)}]")
         else:
             name = str(action.metavar)
             words.append({"?": f"[{name}]", "+": f"{name} …"}.get(str(action.nargs), name))
@@ -92,8 +91,15 @@ def _usage(parser: Parser) -> str:
 def _form(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{action.metavar}`"
-    value = f" {action.metavar}" if action.nargs != 0 else ""
-    return ", ".join(f"`{option}{value}`" for option in action.option_strings)
+    return ", ".join(f"`{option}{_value(action)}`" for option in action.option_strings)
+
+
+def _value(action: argparse.Action) -> str:
+    """What follows an option, with a space before it, as the help has it."""
+    if action.nargs == 0:
+        return ""
+    choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices is not None else ""
+    return f" {action.metavar or choices}"
 
 
 def _tables() -> Iterator[str]:

@@ -8,12 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from stockade import contain, lifecycle
 from stockade.cli import behind, console, life, machinelife, names
 from stockade.cli.parser import Parser, Subparsers, add_verb
-from stockade.contain.starting import log_path
 from stockade.errors import NotFoundError, StockadeError, UsageError
 from stockade.records.text import unescape
 
@@ -34,7 +33,7 @@ def register(subparsers: Subparsers) -> None:
         "128 + n after signal n; 125 if the jail could not be started, 126 if the command cannot be executed, 127 if "
         "it is not in the jail.",
     )  # fmt: skip
-    _add_command_options(parser)
+    _add_command_options(parser, "name of the jail")
     parser.add_argument("--ephemeral", action="store_true", help="what is written to volumes vanishes")
     parser.add_argument("--verify", action="store_true", help="refuse to run where a file is not as it was built")
     behind.add_options(parser)
@@ -66,14 +65,14 @@ def register(subparsers: Subparsers) -> None:
         help="run a command in a running jail, behind the same walls",
         description="Run COMMAND in the running jail, behind the same walls. The status is as with `stockade run`.",
     )  # fmt: skip
-    _add_command_options(parser)
+    _add_command_options(parser, names.RUNNING)
 
     parser = add_verb(subparsers, "shell", shell, help="run a shell in a running jail that has one")
-    _add_command_options(parser)
+    _add_command_options(parser, names.RUNNING)
 
 
-def _add_command_options(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the jail")
+def _add_command_options(parser: Parser, name: str) -> None:
+    parser.add_argument("name", metavar="NAME", help=name)
     parser.add_argument("--user", metavar="USER", help="an account of the jail (default: the service's)")
     add_run_options(parser)
 
@@ -123,8 +122,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def shell(arguments: argparse.Namespace) -> int:
     """Run the first shell that the jail has."""
-    entries = {unescape(entry.path) for entry in names.built(arguments.name).lock.entries if entry.type != "directory"}
-    found = [path for path in _SHELLS if path in entries]
+    entries = names.built(names.jail_of(arguments.name)).lock.entries
+    paths = {unescape(entry.path) for entry in entries if entry.type != "directory"}
+    found = [path for path in _SHELLS if path in paths]
     if not found:
         raise NotFoundError(
             f"there is no shell in jail `{arguments.name}`",
@@ -136,10 +136,11 @@ def shell(arguments: argparse.Namespace) -> int:
 def _enter(arguments: argparse.Namespace, command: list[str]) -> int:
     variables = environment(arguments.env)
     with own_failure():
-        names.existing(arguments.name)
-        walls = machinelife.walls_of(arguments.name)
+        jail = names.jail_of(arguments.name)
+        names.existing(jail)
+        walls = machinelife.walls_of(jail)
         if "vm" in walls:
-            machinelife.execute(arguments.name, walls)
+            machinelife.execute(jail, walls)
         return wait(
             contain.enter(
                 arguments.name,
@@ -196,38 +197,18 @@ def wait(jail: contain.Running) -> int:
 
 
 def logs(arguments: argparse.Namespace) -> None:
-    """Write the log, byte for byte except to a terminal."""
+    """Write the log, byte for byte except to a terminal; with `--follow` what is added until the jail has ended."""
     name = arguments.name
     names.existing(name)
-    machine = "vm" in machinelife.walls_of(name)
-    if machine:
+    if "vm" in machinelife.walls_of(name):
         console.copy(machinelife.logs(name, older=arguments.older))
-    else:
-        console.copy(contain.logs(name, older=arguments.older, newest=not arguments.follow))
-    if arguments.follow:
-        (machinelife.follow if machine else _follow)(name)
-
-
-def _follow(name: str) -> None:
-    """Write the log and what is added to it until the jail has ended; when it was rotated, the new one."""
-    path = log_path(name)
-    place: os.stat_result | None = None
-    while True:
-        alive = _runs(name)
-        with suppress(FileNotFoundError), open(path, "rb") as file:  # it is being rotated: the next turn finds it
-            now = os.fstat(file.fileno())
-            if place is not None and now.st_ino == place.st_ino and now.st_size >= place.st_size:
-                file.seek(place.st_size)
-            console.copy([file.read()])
-            place = os.fstat(file.fileno())
-        if not alive:
-            return
-        time.sleep(_FOLLOW_SECONDS)
-
-
-def _runs(name: str) -> bool:
-    try:
-        contain.find(name)
-    except NotFoundError:
-        return False
-    return True
+        if arguments.follow:
+            machinelife.follow(name)
+        return
+    with contain.Follower(name, older=arguments.older) as follower:
+        going_on = True
+        while going_on:
+            going_on = arguments.follow and follower.is_written()
+            console.copy(follower.pieces())
+            if going_on:
+                time.sleep(_FOLLOW_SECONDS)

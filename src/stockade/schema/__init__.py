@@ -66,8 +66,13 @@ def _records(record: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
 
 
 def _plain(value: Any) -> Any:
-    r"""Write patterns as JSON Schema wants them (ECMA 262 has no `\Z`), and docstrings without their indentation."""
+    r"""Write patterns as JSON Schema wants them (ECMA 262 has no `\Z`), and docstrings without their indentation.
+
+    Which keys a table with literal ones has is left out: only some versions of msgspec tell.
+    """
     match value:
+        case {"propertyNames": {"enum": _}, **rest}:
+            return _plain(rest)
         case {"pattern": str(pattern), **rest}:
             return {"pattern": pattern.replace(r"\Z", "$"), **_plain(rest)}
         case {"description": str(text), **rest}:

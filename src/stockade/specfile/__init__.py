@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["derive", "exercise_command", "find", "load", "loads", "new", "read", "recipe", "recipes", "specs"]
 
+#: What to do about a mistake in TOML, by the beginning of what tomllib says of it.
+_CURES = {
+    "Cannot overwrite": "each key stands once in its table",
+    "Cannot declare": "each table stands once in a file",
+}
+_DOTTED = re.compile("', '")  # between the keys of a table, in its messages
+
 
 def __getattr__(name: str) -> object:
     """What writes specs, imported at first use: reading one needs no writer of TOML."""
@@ -40,7 +47,7 @@ def loads(text: str, where: str) -> Spec:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(_syntax(str(error), where), hint='a spec is TOML: `key = "text"` below `[table]`') from error
+        raise _malformed(str(error), text, where) from error
     try:
         spec = msgspec.convert(data, Spec)
     except msgspec.ValidationError:
@@ -78,9 +85,10 @@ def load(path: str | os.PathLike[str]) -> Spec:
     """Return the spec in the file `path`. Raises `NotFoundError` or `SpecError`."""
     where = os.fspath(path)
     try:
-        text = Path(where).read_bytes().decode()
+        text = Path(where).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise NotFoundError(f"no spec at `{where}`", hint=f"`stockade new {Path(where).stem}` writes one") from error
+        hint = f"`stockade new {Path(where).stem} --output {where} -- COMMAND` writes one"
+        raise NotFoundError(f"no spec at `{where}`", hint=hint) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"`{where}` is not UTF-8 text, at byte {error.start}", hint="save it as UTF-8") from error
     except OSError as error:
@@ -147,10 +155,15 @@ def _is_path(name_or_path: str) -> bool:
     return "/" in name_or_path or name_or_path.endswith(".toml")
 
 
-def _syntax(message: str, where: str) -> str:
-    """Put the position that tomllib appends to its message in front, as compilers do."""
-    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
-    if match is None:
-        return f"{where}: not TOML: {message}"
-    position = f":{match[2]}:{match[3]}" if match[2] else ""
-    return f"{where}{position}: not TOML: {match[1][:1].lower()}{match[1][1:]}"
+def _malformed(message: str, text: str, where: str) -> SpecError:
+    """The error for what tomllib says of `text`, with the position that it appends in front, as compilers have it."""
+    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL)
+    said, line, column = (match[1], int(match[2]), int(match[3])) if match else (message, 0, 0)
+    said = said.removesuffix(" (at end of document)")
+    said = re.sub(r"\('(.*?)',?\)", lambda keys: f"`[{_DOTTED.sub('.', keys[1])}]`", said)
+    cure = next((cure for start, cure in _CURES.items() if said.startswith(start)), "")
+    if said.startswith("Invalid initial character") and "{" in text.split("\n")[line - 1][:column]:
+        cure = "an inline table `{ … }` is one line, with no comma at its end"
+    place = f"{where}:{line}:{column}" if line else where
+    hint = cure or 'a spec is TOML: `key = "text"` below `[table]`'
+    return SpecError(f"{place}: not TOML: {said[:1].lower()}{said[1:]}", hint=hint)

@@ -8,16 +8,27 @@ from collections.abc import Sequence
 
 import tomlkit
 
+from stockade.errors import UsageError
+
 __all__ = ["derive", "exercise_command", "new"]
 
 _SHELL = re.compile(r"[|&;<>()$`*?\[\]{}~\n]|^\w+=")
 
 
 def exercise_command(text: str) -> tuple[str, ...]:
-    """Return the command that one `--exercise` text means: its words, or a shell's when it needs a shell."""
+    """Return the command that one `--exercise` text means: its words, or a shell's when it needs a shell.
+
+    `UsageError` for a text whose quotes do not end.
+    """
     if _SHELL.search(text):
         return ("sh", "-c", text)
-    return tuple(shlex.split(text))
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        reason = str(error)[:1].lower() + str(error)[1:]
+        raise UsageError(
+            f"the exercise `{text}` cannot be split into words: {reason}", hint="quote it as for a shell"
+        ) from error
 
 
 def new(

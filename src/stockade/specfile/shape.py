@@ -21,6 +21,7 @@ _PATTERNS = {
     r"^[a-z0-9][a-z0-9._-]{0,62}\Z": ("a name of a-z, 0-9, `.`, `_` and `-`, 63 characters at most", '"web-1"'),
     r"^[a-z_][a-z0-9_-]{0,31}\Z": ("an account name of a-z, 0-9, `_` and `-`, 32 characters at most", '"www"'),
 }
+_VERY_NEAR = 0.8  # least likeness, of 1, of a key that another table has
 _PLAIN = {
     str: ("text in quotes", '"text"'),
     int: ("a whole number", "1"),
@@ -41,11 +42,28 @@ def _value(kind: Any, value: Any, place: Place) -> Iterator[Problem]:
         yield from _record(kind, value, place)
     elif origin is dict:
         yield from _mapping(arguments[0], arguments[1], value, place)
-    elif origin is tuple and isinstance(value, list) and _is_record(arguments[0]):
-        for index, item in enumerate(value):
-            yield from _value(arguments[0], item, (*place, index))
+    elif origin is tuple and _is_record(arguments[0]):
+        yield from _records(arguments[0], value, place)
     elif not _fits(kind, value):
-        yield _mistyped(kind, value, place)
+        yield from _wrong_items(kind, value, place) or [_mistyped(kind, value, place)]
+
+
+def _records(kind: Any, value: Any, place: Place) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        message = f"{key(place)} must be a list of tables, not {_shown(value)}"
+        yield Problem(place, message, f"begin each with `[[{dotted(place)}]]`")
+        return
+    for index, item in enumerate(value):
+        yield from _value(kind, item, (*place, index))
+
+
+def _wrong_items(kind: Any, value: Any, place: Place) -> list[Problem]:
+    """The items of a list that are wrong by themselves; none where `kind` is no list, or `value`."""
+    lists = [part for part in (kind, *get_args(kind)) if get_origin(part) is tuple]
+    if not lists or not isinstance(value, list):
+        return []
+    item = get_args(lists[0])[0]
+    return [_mistyped(item, one, (*place, index)) for index, one in enumerate(value) if not _fits(item, one)]
 
 
 def _record(kind: Any, value: Any, place: Place) -> Iterator[Problem]:
@@ -84,14 +102,14 @@ def _mapping(key_kind: Any, value_kind: Any, value: Any, place: Place) -> Iterat
 
 
 def _unknown(name: str, here: list[str], place: Place) -> Problem:
-    """Suggest the nearest key of the same table, else of any other, and then say where that one belongs."""
+    """Suggest the nearest key of the same table, else one of another, and then say where that one belongs."""
     message = f"unknown key `{name}` in {table(place)}"
     if near := difflib.get_close_matches(name, here, n=1):
         return Problem((*place, name), f"{message}, did you mean `{near[0]}`?")
     elsewhere = _homes()
-    if near := difflib.get_close_matches(name, elsewhere, n=1):
-        home = " or ".join(elsewhere[near[0]])
-        return Problem((*place, name), f"{message}, did you mean `{near[0]}`?", f"`{near[0]}` belongs in {home}")
+    if near := difflib.get_close_matches(name, elsewhere, n=1, cutoff=_VERY_NEAR):
+        meant = f", did you mean `{near[0]}`?" if near[0] != name else ""
+        return Problem((*place, name), f"{message}{meant}", f"`{near[0]}` belongs in {' or '.join(elsewhere[near[0]])}")
     return Problem((*place, name), message, f"{table(place)} takes {', '.join(f'`{known}`' for known in here)}")
 
 
@@ -129,8 +147,8 @@ def _mistyped(kind: Any, value: Any, place: Place) -> Problem:
     message = f"{key(place)} must be {form}, not {_shown(value)}"
     if near:
         return Problem(place, f"{message}, did you mean `{near[0]}`?")
-    name = dotted(tuple(part for part in place if isinstance(part, str))[-1:])
-    return Problem(place, message, f"for example `{name} = {example}`")
+    setting = example if isinstance(place[-1], int) else f"{dotted(place[-1:])} = {example}"
+    return Problem(place, message, f"for example `{setting}`")
 
 
 def _form(kind: Any) -> tuple[str, str]:

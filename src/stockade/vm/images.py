@@ -19,7 +19,7 @@ from stockade.errors import HostError, NotFoundError, StateError, UsageError
 from stockade.records.image import Image, ImageStart
 
 from . import sparse
-from .whole import named, new_file
+from .whole import absent, named, new_file
 
 __all__ = ["add", "add_file", "export", "file", "link", "load", "names", "remove", "tried", "verify"]
 
@@ -39,13 +39,17 @@ def names() -> list[str]:
     return named(places.images(), "image.json")
 
 
+def _absent(name: str) -> NotFoundError:
+    return absent(f"there is no image `{name}`", name, names(), listed_by="image list")
+
+
 def load(name: str) -> Image:
     """The image `name`; NotFoundError where there is none, StateError for a damaged record or a changed file."""
     check_name(name)
     try:
         image = msgspec.json.decode((places.images() / name / "image.json").read_bytes(), type=Image)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no image `{name}`", hint="`stockade image list` shows what there is") from None
+        raise _absent(name) from None
     except msgspec.MsgspecError as error:
         raise StateError(f"the record of image `{name}` is damaged: {error}", hint="import it again") from error
     status = file(name).stat()
@@ -296,7 +300,7 @@ def remove(name: str, users: list[str]) -> None:
     """Remove an image. StateError while guests (`users`) are made of it, although those would go on working."""
     check_name(name)
     if not (places.images() / name).is_dir():
-        raise NotFoundError(f"there is no image `{name}`", hint="`stockade image list` shows what there is")
+        raise _absent(name)
     if users:
         raise StateError(
             f"image `{name}` is used by {', '.join(f'`{user}`' for user in users)}",

@@ -17,6 +17,7 @@ from stockade.errors import StateError, UsageError
 from stockade.kernel.libc import syscall
 from stockade.records.guest import GuestState
 from stockade.records.image import Image
+from stockade.records.publish import written
 
 from . import control, cow, images, snapshots, sparse, store, whole
 
@@ -54,7 +55,7 @@ def state(name: str) -> GuestState:
         walls=guest.walls, network=guest.network, pid=known.get("pid"), memory=guest.memory,
         memory_used=held_memory(known["processes"]) if known else None, disk=sparse.allocated(store.disk(name)),
         snapshots=len(snapshots.names(name)),
-        publish=tuple(f"{port.address}:{port.port}:{port.target}/{port.protocol}" for port in guest.publish),
+        publish=tuple(map(written, guest.publish)),
         status=known.get("status") if known else last.get("status"),
         cause=last.get("cause", ""), fault=last.get("fault", "") or (_NO_ROOM if known and _is_full(name) else ""),
     )  # fmt: skip

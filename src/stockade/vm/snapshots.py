@@ -52,8 +52,12 @@ def load(guest: str, name: str) -> Snapshot:
     """A snapshot's record; NotFoundError where there is none."""
     store.check_name(name, "snapshot")
     return store.read_record(
-        directory(guest, name) / "snapshot.json", Snapshot, f"snapshot `{name}` of guest `{guest}`"
-    )
+        directory(guest, name) / "snapshot.json", Snapshot, f"snapshot `{name}` of guest `{guest}`",
+        lambda: whole.absent(
+            f"guest `{guest}` has no snapshot `{name}`", name, whole.named(directory(guest), "snapshot.json"),
+            listed_by=f"snapshot list {guest}",
+        ),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -195,7 +199,10 @@ def import_(source: Path, guest: str, *, name: str = "") -> Snapshot:
     with whole.scratch(places.guests(), "import") as scratch:
         if set(archive.unpack(source, scratch, _EXPORTED)) != set(_EXPORTED):
             raise StateError(f"`{source}` is no exported snapshot", hint="`stockade snapshot export` writes them")
-        snapshot = store.read_record(scratch / "snapshot.json", Snapshot, f"snapshot in `{source}`")
+        snapshot = store.read_record(
+            scratch / "snapshot.json", Snapshot, f"snapshot in `{source}`",
+            lambda: NotFoundError(f"there is no snapshot in `{source}`", hint="`stockade snapshot export` writes one"),
+        )  # fmt: skip
         if sparse.digest(scratch / "disk.cow") != snapshot.digest:
             raise StateError(f"`{source}` is damaged: its disk has another digest", hint="export it again")
         image = images.load(snapshot.image)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,15 +58,18 @@ def names() -> list[str]:
 def load(name: str) -> Guest:
     """The guest `name`; NotFoundError where there is none."""
     check_name(name)
-    return read_record(places.guest(name) / "guest.json", Guest, f"guest `{name}`", names)
+    return read_record(
+        places.guest(name) / "guest.json", Guest, f"guest `{name}`",
+        lambda: whole.absent(f"there is no guest `{name}`", name, names(), listed_by="guest list"),
+    )  # fmt: skip
 
 
-def read_record(path: Path, kind: type[Record], what: str, known: object = None) -> Record:
-    """The record in `path`; NotFoundError where there is none, StateError for a damaged one."""
+def read_record(path: Path, kind: type[Record], what: str, absent: Callable[[], NotFoundError]) -> Record:
+    """The record in `path`; the error `absent` where there is none, StateError for a damaged one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no {what}", hint="the matching `list` verb shows what there is") from None
+        raise absent() from None
     except msgspec.MsgspecError as error:
         raise StateError(f"`{path}` is damaged: {error}", hint=f"remove {what} and make it again") from error
 

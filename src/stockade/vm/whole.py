@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["named", "new_file", "scratch"]
+from stockade.errors import NotFoundError
+
+__all__ = ["absent", "named", "new_file", "scratch"]
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _SCRATCH = re.compile(r"\.[a-z]+-(\d+)-[^/]*\Z")
@@ -55,6 +57,15 @@ def named(directory: Path, record: str) -> list[str]:
     """Names of what is whole in `directory`: directories with a file `record`. Hidden ones are not yet, or no more."""
     found = (path.parent.name for path in directory.glob(f"*/{record}"))
     return sorted(name for name in found if not name.startswith("."))
+
+
+def absent(message: str, name: str, known: Sequence[str], *, listed_by: str) -> NotFoundError:
+    """The error for a `name` that nothing has: `message`, the nearest of `known`, and the verb that lists them."""
+    import difflib  # only for a name that is wrong
+
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f", did you mean `{near[0]}`?" if near else ""
+    return NotFoundError(f"{message}{meant}", hint=f"`stockade {listed_by}` shows what there is")
 
 
 @contextlib.contextmanager
