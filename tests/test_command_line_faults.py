@@ -140,7 +140,7 @@ def test_text_that_only_a_shell_would_run_is_told_its_first_line(bench: Bench, p
     bench.write(spec_of(text))
     done = bench.run("build", NAME)
     error, hint = errors(done)
-    assert (done.returncode, done.stdout) == (126, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert error == f"cannot execute `{text}`: it is neither an ELF program nor a script that begins with `#!`"
     assert "`#!/bin/sh`" in hint
 
@@ -151,7 +151,7 @@ def test_hostile_elf_is_one_error_that_names_it(bench: Bench, place: Path, seed:
     bench.write(spec_of(path))
     done = bench.run("build", NAME)
     error, hint = errors(done)
-    assert (done.returncode in (1, 126), done.stdout) == (True, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert path in error
     assert hint
 
