@@ -31,10 +31,14 @@ SIZES_MB = (10, 1000)
 
 
 def jail(name: str = "true", **directory: str) -> Path:
-    """Build the jail, with one directory where something is said of it; the directory of its generation."""
+    """Build the jail, with one directory where something is said of it; the directory of its generation.
+
+    It has run once, which makes its volumes.
+    """
     spec = {"name": name, "service": {"command": [TRUE], "user": "nobody"}, "policy": {"proc": "pid"}}
     written = {"directories": {"/srv": directory}} if directory else {}
     workflow.build(msgspec.convert(spec | written, Spec), observe=False, verify=False)
+    Jail(name).run([TRUE]).check()
     return Path(os.path.realpath(places.jail(name) / "current"))
 
 
