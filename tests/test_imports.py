@@ -36,8 +36,8 @@ MAY_IMPORT = {
 """What each part may import of the others."""
 
 COMPOSING = {
-    "__init__", "__main__", "workflow", "trial", "why", "narrowing", "contained", "api", "machines", "machineproof",
-    "lifecycle", "cli",
+    "__init__", "__main__", "workflow", "trial", "why", "narrowing", "contained", "containedroot", "api", "machines",
+    "machineproof", "lifecycle", "cli",
 }  # fmt: skip
 """What may import everything."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import os
 import pwd
@@ -22,42 +21,12 @@ import msgspec
 
 from . import contain, places
 from .contain import runfiles
-from .contain.ids import FIRST
-from .contain.installing import install
+from .containedroot import NAME, NETWORKS, NOBODY, OVERFLOW, REFUSED, TOP_LEVEL, home_of, make, parts, user_of, within
 from .errors import HostError, NotFoundError, StateError, UsageError, WallError
-from .kernel.beneath import Root
-from .records.launch import Bind, IdRange, MakeDirectory, MakeFile, MountStep
-from .records.lock import Lock, LockDirectory, LockedSpec
-from .records.policy import CgroupPlan
-from .records.spec import Account, Directory, Limits, Network, Policy, Service, Spec
+from .records.spec import Limits, Policy
 
 __all__ = ["NETWORKS", "Options", "prepared", "start"]
 
-NAME = "contain"
-
-_TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_MOUNT_POINTS = ("dev", "proc", "run", "tmp", "usr", "var/tmp", "etc")
-
-#: Of /etc: what programs of /usr need to run at all, and nothing that says much about the host.
-_COPIED = (
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d/*", "nsswitch.conf", "host.conf", "gai.conf", "hosts", "localtime",
-    "timezone", "services", "protocols", "rpc", "mime.types", "magic", "inputrc", "locale.alias", "papersize",
-    "debian_version", "lsb-release",
-)  # fmt: skip
-_BOUND = (
-    "alternatives", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki/tls/certs", "fonts", "java-*", "perl",
-    "python3*", "php", "terminfo", "xdg", "emacs", "vim", "gitconfig", "crypto-policies",
-)  # fmt: skip
-
-_RESOLVER = "resolv.conf"
-#: Of a caller without one that can be shown: below a directory that no named path covers.
-_HOME = "/run/home"
-_REFUSED = ("/", "/proc", "/dev", "/sys", "/run", "/etc", "/var", "/boot", "/root")
-# Of host ids that no account has: just below those of jails.
-_NOBODY = FIRST - 1
-_OVERFLOW = 65534
-# What a limit of the command's control groups is set by; without one of them it does not hold.
-_LIMITING = {"memory": ("memory.max", "memory.limit_in_bytes"), "cpus": ("cpu.max", "cpu.cfs_quota_us")}
 _KEPT = 32
 _OLD = ".old-"
 _ATTEMPTS = 20
@@ -111,11 +80,11 @@ def _directory(options: Options) -> str:
     with contextlib.suppress(FileNotFoundError):  # it may have been removed
         here = os.getcwd()
         named = [_absolute(path) for path in (*options.read, *options.write)]
-        if any(_within(here, path) for path in (*named, "/usr")):
+        if any(within(here, path) for path in (*named, "/usr")):
             return here
-        if here != "/" and any(_within(path, here) for path in named):
+        if here != "/" and any(within(path, here) for path in named):
             return here
-    return _home(_identity(options)[0])
+    return home_of(_identity(options)[0])
 
 
 @contextlib.contextmanager
@@ -170,7 +139,7 @@ def _make_aside(
     held = os.open(places.use(fresh), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(held, fcntl.LOCK_SH)
-        _make(fresh, options, named, uid, gid)
+        make(fresh, options, named, uid, gid)
         os.rename(fresh, ready)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -204,7 +173,7 @@ def _named(options: Options) -> Iterator[tuple[str, bool]]:
 
 
 def _refused(path: str) -> bool:
-    return path in _REFUSED or any(_within(path, top) for top in ("/proc", "/dev", "/sys"))
+    return path in REFUSED or any(within(path, top) for top in ("/proc", "/dev", "/sys"))
 
 
 def _place(path: str) -> str:
@@ -213,7 +182,7 @@ def _place(path: str) -> str:
         raise UsageError("a path to open up is empty", hint="name the file or directory; `.` is the working directory")
     place = _absolute(path)
     top = place[: place.find("/", 1)] if "/" in place[1:] else ""
-    return os.path.realpath(top) + place[len(top) :] if top[1:] in _TOP_LEVEL else place
+    return os.path.realpath(top) + place[len(top) :] if top[1:] in TOP_LEVEL else place
 
 
 def _absolute(path: str) -> str:
@@ -252,7 +221,7 @@ def _group(uid: int) -> int:
 
 def _nobody() -> tuple[int, int]:
     """Ids that no account has; in a user namespace that lacks them, such as a rootless container's, nobody's there."""
-    for number in (_NOBODY, _OVERFLOW):
+    for number in (NOBODY, OVERFLOW):
         if all(_mapped(number, kind) for kind in ("uid", "gid")):
             return number, number
     raise HostError(
@@ -268,164 +237,12 @@ def _mapped(number: int, kind: str) -> bool:
     return any(first <= number < first + count for first, _, count in ranges)
 
 
-def _home(uid: int) -> str:
-    try:
-        home = pwd.getpwuid(uid).pw_dir
-    except KeyError:
-        home = _HOME
-    taken = home in _REFUSED or any(_within(home, f"/{top}") for top in (*_TOP_LEVEL, "usr", "proc", "dev", "sys"))
-    return home if os.path.isabs(home) and not taken else _HOME
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return "nobody" if uid in (_NOBODY, _OVERFLOW) else f"u{uid}"
-
-
 def _digest(options: Options, named: Sequence[tuple[str, bool]], uid: int, gid: int) -> str:
     """Names what is kept: options, who, what the named paths are now, and the state of all else that it is made of."""
     kinds = [(path, writable, os.path.realpath(path), os.path.isdir(path)) for path, writable in named]
-    parts = ["/usr", contain.warden_path(), *_found((*_COPIED, _RESOLVER, *_BOUND))]
-    states = [(path, status.st_dev, status.st_ino, status.st_mtime_ns) for path in parts if (status := os.stat(path))]
-    text = repr((options, kinds, uid, gid, _user(uid), _home(uid), states))
+    states = [(path, status.st_dev, status.st_ino, status.st_mtime_ns) for path in parts() if (status := os.stat(path))]
+    text = repr((options, kinds, uid, gid, user_of(uid), home_of(uid), states))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _make(directory: Path, options: Options, named: Sequence[tuple[str, bool]], uid: int, gid: int) -> None:
-    home = _home(uid)
-    tops = tuple(dict.fromkeys(("/tmp", "/run", "/var/tmp", home)))
-    steps: list[MountStep] = [Bind(source="/usr", target="/usr", submounts=True)]
-    rootfs = directory / "rootfs"
-    rootfs.mkdir(0o755)
-    with Root.open(rootfs) as root:
-        for name in (*_MOUNT_POINTS, home.lstrip("/")):
-            root.makedirs(name)
-        steps += _top_level(root)
-        steps += _etc(root, rootfs, options, uid, gid)
-        steps += _openings(root, named, tops, uid, gid)
-    lock = Lock(
-        spec=LockedSpec(name=NAME, sha256=""),
-        architecture=os.uname().machine,
-        directories=tuple(
-            LockDirectory(path=path, mode=0o1777 if path.endswith("/tmp") else 0o700, uid=uid, gid=gid)
-            for path in sorted(tops)
-        ),
-        devices=("full", "random", "urandom"),
-        proc="full",
-    )
-    spec = Spec(
-        name=NAME,
-        service=Service(command=("/bin/sh",), user=str(uid), group=str(gid)),
-        accounts=(Account(name="user", uid=uid),),
-        directories={path: Directory() for path in tops},
-        network=NETWORKS[options.network],
-        limits=options.limits,
-        policy=options.policy,
-    )
-    ids = IdRange(first=uid, first_gid=gid, count=1, kind="single")
-    plan = install(spec, lock, generation=directory, ids=ids, extra=tuple(steps))
-    if plan.cgroup is not None:
-        _refuse_unlimited(plan.cgroup)
-
-
-def _refuse_unlimited(groups: CgroupPlan) -> None:
-    """HostError for a limit that was asked for and that nothing here would keep."""
-    for missing in groups.not_limited:
-        files = _LIMITING.get(missing.limit, ())
-        if files and not any(step.path.endswith(files) for step in groups.make):
-            raise HostError(
-                f"`{missing.limit}` cannot be limited here: {missing.reason}",
-                hint=missing.remedy or "leave it out; `stockade doctor` tells which limits this host keeps",
-            )
-
-
-NETWORKS = {
-    "none": Network(),
-    "host": Network(mode="host"),
-    "egress": Network(mode="private", egress=True),
-}
-
-
-def _top_level(root: Root) -> Iterator[MountStep]:
-    """/bin, /lib… as the host has them: links into /usr, or directories of their own."""
-    for name in _TOP_LEVEL:
-        path = f"/{name}"
-        if os.path.islink(path):
-            root.symlinkat(os.readlink(path), name)
-        elif os.path.isdir(path):
-            root.mkdirat(name, 0o755)
-            yield Bind(source=path, target=path, submounts=True)
-
-
-def _etc(root: Root, rootfs: Path, options: Options, uid: int, gid: int) -> Iterator[MountStep]:
-    user, home = _user(uid), _home(uid)
-    files = {
-        "passwd": f"root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n{user}:x:{uid}:{gid}::{home}:/bin/sh\n",
-        "group": f"root:x:0:\n{user}:x:{gid}:\n" if gid else "root:x:0:\n",
-        "hostname": f"{NAME}\n",
-    }
-    if options.network == "egress":
-        files["resolv.conf"] = f"nameserver {contain.RESOLVER}\n"
-    for name, text in files.items():
-        _write(root, f"etc/{name}", text.encode())
-    copied = (*_COPIED, *((_RESOLVER,) if options.network == "host" else ()))
-    for path in _found(copied):
-        if os.path.isfile(path):
-            root.makedirs(os.path.dirname(path).lstrip("/"))
-            _write(root, path.lstrip("/"), Path(path).read_bytes())
-    for path in _found(_BOUND):
-        _mount_point(root, path)
-        yield Bind(source=os.path.realpath(path), target=path, submounts=True)
-
-
-def _found(patterns: Sequence[str]) -> list[str]:
-    """What is there of these names below /etc; of a link, what it leads to."""
-    paths = {path for name in patterns for path in (glob.glob(f"/etc/{name}") if "*" in name else (f"/etc/{name}",))}
-    return sorted(path for path in paths if os.path.exists(path))
-
-
-def _write(root: Root, path: str, content: bytes) -> None:
-    with open(root.create(path, 0o644), "wb") as file:
-        file.write(content)
-
-
-def _mount_point(root: Root, path: str) -> None:
-    """A directory or a file at `path`, as the host has it."""
-    if os.path.isdir(path):
-        root.makedirs(path.lstrip("/"))
-    else:
-        root.makedirs(os.path.dirname(path).lstrip("/") or ".")
-        with contextlib.suppress(FileExistsError):  # one that was written here, such as /etc/passwd
-            os.close(root.create(path.lstrip("/"), 0o444))
-
-
-def _openings(
-    root: Root, named: Sequence[tuple[str, bool]], tops: Sequence[str], uid: int, gid: int
-) -> Iterator[MountStep]:
-    """Mounts of the named paths, each with a place to be mounted on."""
-    covered = ["/usr"]
-    for path, writable in named:
-        top = next((top for top in tops if _within(path, top)), None)
-        if any(_within(path, other) for other in covered):
-            pass  # what covers it has the place
-        elif top is not None and path != top:
-            parts = path[len(top) :].strip("/").split("/")
-            for count in range(1, len(parts)):
-                yield MakeDirectory(path="/".join((top, *parts[:count])), mode=0o755, uid=uid, gid=gid)
-            if os.path.isdir(path):
-                yield MakeDirectory(path=path, mode=0o755, uid=uid, gid=gid)
-            else:
-                yield MakeFile(path=path)
-        elif top is None:
-            _mount_point(root, path)
-        yield Bind(source=os.path.realpath(path), target=path, writable=writable, submounts=True)
-        covered.append(path)
-
-
-def _within(path: str, top: str) -> bool:
-    return path == top or path.startswith(f"{top.rstrip('/')}/")
 
 
 def _forget_old(base: Path) -> None:
