@@ -61,7 +61,9 @@ struct stream {
     struct source outer;    /* the client's socket */
     struct source inner;
     struct half half[2];    /* 0: client to service, 1: back */
-    bool closed;
+    uint16_t port;
+    int family;             /* in which the service is asked: IPv4, and then IPv6 if nobody listens there */
+    bool connected, closed;
     struct stream *next_closed;
 };
 
@@ -73,6 +75,8 @@ struct session {
     socklen_t peer_length;
     char control[CMSG_SPACE(sizeof(struct in6_pktinfo))];
     socklen_t control_length;
+    int family;
+    bool answered;
     time_t used;
     struct session *next_ended;
 };
@@ -103,24 +107,17 @@ static int watch(int operation, int fd, struct source *source, uint32_t events)
     return epoll_ctl(poller, operation, fd, &event);
 }
 
-/* Connects to `port` on the jail's loopback: over IPv4, and over IPv6 when nobody listens there. */
-static int connect_inside(int type, uint16_t port)
+/* Connects to `port` on the jail's loopback address of one family, or begins to. */
+static int connect_inside(int family, int type, uint16_t port)
 {
     const struct sockaddr_in four = {
         .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     const struct sockaddr_in6 six = {
         .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-    int fd = socket(AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    const void *address = family == AF_INET ? (const void *)&four : (const void *)&six;
+    const int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
-    if (fd < 0)
-        return -1;
-    if (connect(fd, (const struct sockaddr *)&four, sizeof four) == 0 || errno == EINPROGRESS)
-        return fd;
-    close(fd);
-    fd = socket(AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -1;
-    if (connect(fd, (const struct sockaddr *)&six, sizeof six) == 0 || errno == EINPROGRESS)
+    if (fd < 0 || connect(fd, address, family == AF_INET ? sizeof four : sizeof six) == 0 || errno == EINPROGRESS)
         return fd;
     close(fd);
     return -1;
@@ -131,6 +128,8 @@ static void refuse(int fd)
 {
     const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
 
+    if (fd < 0)
+        return;
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     close(fd);
 }
@@ -250,11 +249,14 @@ static enum progress pump(struct half *half)
     enum progress progress = WAITING;
     size_t moved = 0;
 
-    while (moved < TURN) {
+    for (;;) {
         if (!flush(half, &progress))
             return progress;
         if (half->ended)
             return ENDED;
+        /* Not before the flush: what is still held when nothing more comes would wait for ever. */
+        if (moved >= TURN)
+            return MORE;
         const bool bulk = half->bulk;
         const ssize_t in = bulk ? take_bulk(half) : take_little(half);
         if (in == 0) {
@@ -272,7 +274,6 @@ static enum progress pump(struct half *half)
         if (!bulk && (size_t)in < sizeof copied && half->held == 0 && !half->ending)
             return WAITING;
     }
-    return MORE;
 }
 
 static void run_half(struct stream *stream, int way, struct source *source)
@@ -293,11 +294,52 @@ static void run_half(struct stream *stream, int way, struct source *source)
         close_stream(stream, true);
 }
 
+static bool reach(struct stream *stream, int family)
+{
+    const int yes = 1, fd = connect_inside(family, SOCK_STREAM, stream->port);
+
+    if (fd < 0)
+        return false;
+    if (watch(EPOLL_CTL_ADD, fd, &stream->inner, STREAM_EVENTS) != 0) {
+        close(fd);
+        return false;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    stream->family = family;
+    stream->inner = (struct source){.kind = INNER, .fd = fd};
+    stream->half[0].to = stream->half[1].from = fd;
+    return true;
+}
+
+/* Nothing is read of a client whose service has not answered yet: only that the client is gone is noticed. */
+static void run_unconnected(struct stream *stream, const struct source *source, uint32_t events)
+{
+    const bool failed = (events & (EPOLLERR | EPOLLHUP)) != 0;
+
+    if (source->kind == INNER && failed && stream->family == AF_INET) {
+        close(stream->inner.fd);
+        stream->inner.fd = -1;
+        if (!reach(stream, AF_INET6))
+            close_stream(stream, true);
+    } else if (failed) {
+        close_stream(stream, true);
+    } else if (source->kind == INNER && (events & EPOLLOUT) != 0) {
+        stream->connected = true;
+        /* Reports what came in the meantime. */
+        if (watch(EPOLL_CTL_MOD, stream->outer.fd, &stream->outer, STREAM_EVENTS) != 0)
+            close_stream(stream, true);
+    }
+}
+
 /* What arrived at one socket goes to the other; a socket that takes data again gets what was held for it. */
 static void run_stream(struct stream *stream, struct source *source, uint32_t events)
 {
     const int in = source->kind == OUTER ? 0 : 1, out = 1 - in;
 
+    if (!stream->closed && !stream->connected)
+        run_unconnected(stream, source, events);
+    if (!stream->connected)
+        return;
     if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
         stream->half[in].ending = true;
     if (!stream->closed && (events & EPOLLOUT) != 0 && stream->half[out].held > 0)
@@ -315,22 +357,19 @@ static struct stream *stream_of(struct source *source)
 
 static void begin_stream(int client, uint16_t port)
 {
-    const int yes = 1, inner = connect_inside(SOCK_STREAM, port);
-    struct stream *stream = inner < 0 ? NULL : calloc(1, sizeof *stream);
+    struct stream *stream = calloc(1, sizeof *stream);
 
     if (stream == NULL) {
         refuse(client);
-        if (inner >= 0)
-            close(inner);
         return;
     }
-    setsockopt(inner, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    stream->port = port;
     stream->outer = (struct source){.kind = OUTER, .fd = client};
-    stream->inner = (struct source){.kind = INNER, .fd = inner};
-    stream->half[0] = (struct half){.from = client, .to = inner, .pipe = {-1, -1}};
-    stream->half[1] = (struct half){.from = inner, .to = client, .pipe = {-1, -1}};
-    if (watch(EPOLL_CTL_ADD, client, &stream->outer, STREAM_EVENTS) != 0 ||
-        watch(EPOLL_CTL_ADD, inner, &stream->inner, STREAM_EVENTS) != 0)
+    stream->inner.fd = -1;
+    stream->half[0] = (struct half){.from = client, .to = -1, .pipe = {-1, -1}};
+    stream->half[1] = (struct half){.from = -1, .to = client, .pipe = {-1, -1}};
+    if (watch(EPOLL_CTL_ADD, client, &stream->outer, EPOLLET) != 0 ||
+        (!reach(stream, AF_INET) && !reach(stream, AF_INET6)))
         close_stream(stream, true);
 }
 
@@ -376,6 +415,24 @@ static void end_old_sessions(void)
             end_session(i);
 }
 
+/* Connects a session to the service in one family, in place of the other. False, and nothing is changed, on failure. */
+static bool ask(struct session *session, int family)
+{
+    struct source source = {.kind = SESSION, .fd = connect_inside(family, SOCK_DGRAM, session->gate->port)};
+
+    if (source.fd < 0)
+        return false;
+    if (watch(EPOLL_CTL_ADD, source.fd, &session->source, EPOLLIN) != 0) {
+        close(source.fd);
+        return false;
+    }
+    if (session->source.fd >= 0)
+        close(session->source.fd);
+    session->source = source;
+    session->family = family;
+    return true;
+}
+
 static struct session *session_of(struct gate *gate, const struct msghdr *message)
 {
     size_t place = SESSIONS, oldest = 0;
@@ -400,18 +457,35 @@ static struct session *session_of(struct gate *gate, const struct msghdr *messag
     session = calloc(1, sizeof *session);
     if (session == NULL)
         return NULL;
-    session->source = (struct source){.kind = SESSION, .fd = connect_inside(SOCK_DGRAM, gate->port)};
+    session->source = (struct source){.kind = SESSION, .fd = -1};
     session->gate = gate;
     memcpy(&session->peer, message->msg_name, message->msg_namelen);
     session->peer_length = message->msg_namelen;
-    if (session->source.fd < 0 || watch(EPOLL_CTL_ADD, session->source.fd, &session->source, EPOLLIN) != 0) {
-        if (session->source.fd >= 0)
-            close(session->source.fd);
+    if (!ask(session, AF_INET) && !ask(session, AF_INET6)) {
         free(session);
         return NULL;
     }
     sessions[place] = session;
     return session;
+}
+
+/* A datagram that was not sent for what became of the one before is sent again; one that nobody takes, before there was
+ * an answer, in the other family. */
+static void pass_on(struct session *session, size_t length)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+
+    if (send(session->source.fd, datagram, length, MSG_DONTWAIT) < 0)
+        error = errno;
+    else if (!session->answered)
+        /* ICMP's answer comes on the loopback before send(2) returns. */
+        getsockopt(session->source.fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error != ECONNREFUSED)
+        return;
+    if (!session->answered)
+        ask(session, session->family == AF_INET ? AF_INET6 : AF_INET);
+    send(session->source.fd, datagram, length, MSG_DONTWAIT);
 }
 
 static void receive_datagrams(struct gate *gate)
@@ -434,7 +508,7 @@ static void receive_datagrams(struct gate *gate)
         /* Which of our addresses it came to: the answer leaves from the same one. */
         session->control_length = (socklen_t)message.msg_controllen;
         memcpy(session->control, control, session->control_length);
-        send(session->source.fd, datagram, (size_t)length, MSG_DONTWAIT);
+        pass_on(session, (size_t)length);
     }
 }
 
@@ -449,6 +523,7 @@ static void answer_datagrams(struct session *session)
 
         if (length < 0)
             return;
+        session->answered = true;
         session->used = now();
         sendmsg(session->gate->source.fd, &message, MSG_DONTWAIT);
     }

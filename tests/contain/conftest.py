@@ -24,7 +24,9 @@ APPLETS = (
     "cat", "chmod", "cp", "dd", "echo", "false", "grep", "head", "hostname", "id", "kill", "logger", "ls", "mknod",
     "mount", "nc", "od", "readlink", "seq", "setsid", "sh", "sleep", "stat", "stty", "touch", "true", "tty", "umount",
 )  # fmt: skip
-_DIRECTORIES = ("bin", "dev", "etc", "proc", "tmp", "run", "root", "var", "var/lib", "var/lib/data", "mnt", "home")
+_DIRECTORIES = (
+    "bin", "dev", "etc", "proc", "tmp", "run", "root", "var", "var/lib", "var/lib/data", "mnt", "home", "usr",
+)  # fmt: skip
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nwww:x:33:33:www:/var/lib/data:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"
 GROUP = "root:x:0:\ntty:x:5:\nwww:x:33:\nlogs:x:44:www\nnogroup:x:65534:\n"
 
@@ -39,6 +41,8 @@ def make_rootfs(root: Path) -> None:
     (root / "etc/passwd").write_text(PASSWD)
     (root / "etc/group").write_text(GROUP)
     (root / "var/lib/data/seed").write_text("from the rootfs\n")
+    for name in ("lib", "lib64"):  # for a jail that has the host's /usr
+        (root / name).symlink_to(f"usr/{name}")
     (root / "escape").symlink_to("/../../../../etc")
     os.chmod(root, 0o755)
 
