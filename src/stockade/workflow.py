@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import contain, places, resolve
-from .build import accounts, from_lock, require_ids
-from .build import build as build_rootfs
+from .build import accounts
 from .build.generations import Store
 from .build.leftovers import attempt, sweep
 from .build.lock import encode as encode_lock
+from .build.making import build as build_rootfs
+from .build.making import from_lock, require_ids
 from .build.secrets import Material, ensure, password_hashes, substitutions
 from .build.seeds import account_seeds, client_seeds, seeds
 from .contain.compile import PATH

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from samples import Collector, closure_of_tree, no_package, spec
 
-from stockade.build import build, from_lock
 from stockade.build.generations import Store
+from stockade.build.making import build, from_lock
 from stockade.build.secrets import ensure
 from stockade.build.verify import Difference, verify
 from stockade.errors import BuildError, ServiceError, SpecError

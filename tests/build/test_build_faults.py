@@ -14,8 +14,8 @@ import pytest
 from samples import closure_of_tree, no_package, spec
 
 from stockade import places
-from stockade.build import build
 from stockade.build.generations import Store
+from stockade.build.making import build
 from stockade.build.verify import verify
 from stockade.errors import BuildError, StateError
 from stockade.records.closure import Closure
@@ -144,7 +144,7 @@ FULL_DISK = """
 import json, sys
 from pathlib import Path
 from samples import closure_of_tree, no_package, spec
-from stockade.build import build
+from stockade.build.making import build
 from stockade.build.generations import Store
 from stockade.build.verify import verify
 from stockade.errors import BuildError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from samples import Collector, closure_of_tree, no_package, spec
 
-from stockade.build import build
 from stockade.build.generations import Store
 from stockade.build.leftovers import sweep_removed
+from stockade.build.making import build
 from stockade.build.secrets import ensure
 from stockade.build.verify import verify
 from stockade.errors import StockadeError

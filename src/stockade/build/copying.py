@@ -69,20 +69,21 @@ def _content(source: int, destination: int, status: os.stat_result) -> str:
     if _reflink(source, destination):
         return digest(destination)
     hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
     position = 0
     for start, end in _extents(source, status):
         _hash_zeros(hasher, start - position)
         for offset in range(start, end, _CHUNK):
-            data = os.pread(source, min(_CHUNK, end - offset), offset)
-            hasher.update(data)
-            _write(destination, data, offset)
+            chunk = buffer[: os.preadv(source, [buffer[: min(_CHUNK, end - offset)]], offset)]
+            hasher.update(chunk)
+            _write(destination, chunk, offset)
         position = end
     _hash_zeros(hasher, status.st_size - position)
     os.ftruncate(destination, status.st_size)
     return hasher.hexdigest()
 
 
-def _write(destination: int, data: bytes, offset: int) -> None:
+def _write(destination: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(destination, view, offset)
