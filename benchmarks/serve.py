@@ -4,8 +4,8 @@
 
 Needs root, nginx, wrk and passt. The same nginx with one worker and the same files serves outside, in a jail with
 `network = "host"`, in one with a listening socket passed in, in one with a private network and a published port, and
-outside behind plain pasta. wrk loads each with small pages over kept connections, with small pages each over a
-connection of its own, and with a large file.
+outside behind plain pasta. wrk loads each with small pages over kept connections, opened for each request and, as the
+recipe has it, kept open by nginx; with small pages each over a connection of its own; and with a large file.
 
 With small pages every server has a wrk of its own, and all but one of these stand still: a turn takes 20 ms, so what
 else the machine does meets all servers alike. With the large file a wrk is started and ended for each turn: one that
@@ -71,7 +71,14 @@ http {{
     fastcgi_temp_path {run}/fastcgi;
     uwsgi_temp_path {run}/uwsgi;
     scgi_temp_path {run}/scgi;
-    server {{ listen {address}:{port}; root /{root}; }}
+    server {{
+        listen {address}:{port};
+        root /{root};
+        location /kept/ {{
+            open_file_cache max=1000 inactive=60s;
+            open_file_cache_valid 1s;
+        }}
+    }}
 }}
 """
 
@@ -87,6 +94,7 @@ exec setpriv --reuid 33 --regid 33 --clear-groups --inh-caps=-all "$@"
 #: What wrk asks for: path, further arguments, what counts, seconds of a turn (None: all in one).
 LOADS = {
     "small pages": ("/small", ("-c", "16"), "requests", 0.02),
+    "small pages kept open": ("/kept/small", ("-c", "16"), "requests", 0.02),
     "connections": ("/small", ("-c", "16", "-H", "Connection: close"), "requests", 0.02),
     "large file": ("/large", ("-c", "4"), "MB", None),
 }
@@ -308,7 +316,9 @@ def main() -> int:
         directory.chmod(0o755)
         files = directory / "www"
         files.mkdir()
-        (files / "small").write_bytes(SMALL)
+        (files / "kept").mkdir()
+        for path in ("small", "kept/small"):
+            (files / path).write_bytes(SMALL)
         (files / "large").write_bytes(os.urandom(1 << 20) * (LARGE_BYTES >> 20))
         listener = stack.enter_context(socket.create_server((HOST, 0), backlog=511))
         ports = {way: free_port() for way in (OUTSIDE, SHARED, PRIVATE, PASTA)}
