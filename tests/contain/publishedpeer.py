@@ -1,7 +1,7 @@
 """The service behind the published ports of these tests: `publishedpeer.py HOST`, on port 80, TCP and UDP.
 
-Over TCP each line is an order: `give N` for N bytes, `digest` for the SHA-256 of what comes until the client has no
-more to say, `reset` for an abortive close. A datagram is sent back with `<` before it.
+Over TCP each line is an order: `give N` for N bytes, `later N` for these after 0.1 s, `digest` for the SHA-256 of what
+comes until the client has no more to say, `reset` for an abortive close. A datagram is sent back with `<` before it.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 PATTERN = bytes(range(251)) * 4177  # 1 MiB, and no power of two repeats in it
 
@@ -18,7 +19,9 @@ def serve(client: socket.socket) -> None:
     with client, client.makefile("rb") as lines:
         for line in lines:
             order, _, number = line.strip().partition(b" ")
-            if order == b"give":
+            if order == b"later":
+                time.sleep(0.1)
+            if order in (b"give", b"later"):
                 left = int(number)
                 while left > 0:
                     client.sendall(PATTERN[:left])

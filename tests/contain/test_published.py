@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,6 +61,12 @@ class Service:
                 return len(client.recv(1)) == 1
         except OSError:
             return False
+
+    def forwarder(self) -> int:
+        return next(
+            pid for pid in children(contain.find("test").supervisor_pid)
+            if b"forward" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )  # fmt: skip
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=SECONDS)
@@ -127,11 +135,22 @@ def test_datagrams_go_to_and_fro(service: Service) -> None:
 
 
 def test_answer_is_never_held_back_until_something_else_comes(plain: Service) -> None:
-    """Whatever its size, the end of an answer comes though the client says nothing more."""
-    with plain.connect() as client:
-        for size in (*range(TURN - 3, TURN + 3), *(TURN * turns // 4 for turns in range(1, 200, 3))):
-            client.sendall(b"give %d\n" % size)
-            assert taken(client, size) == given(size)
+    """Not even one that ends where the forwarder's turn ends: it is all there when the forwarder begins to read."""
+    forwarder = plain.forwarder()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(plain.connect()) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"give %d\n" % (16 * TURN))  # after which the kernel's buffers take whole answers
+            assert taken(client, 16 * TURN) == given(16 * TURN)
+        for size in range(TURN + 50_000, TURN + 800_000, 100_000):
+            for client in clients:
+                client.sendall(b"later %d\n" % size)
+            time.sleep(0.05)
+            os.kill(forwarder, signal.SIGSTOP)
+            time.sleep(0.15)
+            os.kill(forwarder, signal.SIGCONT)
+            for client in clients:
+                assert taken(client, size) == given(size)
 
 
 def test_client_that_reads_nothing_holds_up_nobody_and_loses_nothing(plain: Service) -> None:
@@ -189,11 +208,7 @@ def test_more_peers_than_are_kept_push_out_the_oldest(plain: Service) -> None:
         for number, peer in enumerate(peers):
             peer.send(b"%d" % number)
             assert peer.recv(100) == b"<%d" % number
-        forwarder = next(
-            pid for pid in children(contain.find("test").supervisor_pid)
-            if b"forward" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )  # fmt: skip
-        assert len(os.listdir(f"/proc/{forwarder}/fd")) < 512 + 16
+        assert len(os.listdir(f"/proc/{plain.forwarder()}/fd")) < 512 + 16
         peers[0].send(b"again")
         assert peers[0].recv(100) == b"<again"
 
