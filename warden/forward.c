@@ -29,6 +29,7 @@
 #define TURN (4U * CHUNK)     /* bytes that a connection may move before the others get their turn */
 #define PAUSE_MS 200          /* while no more connections can be taken */
 #define ACCEPTED 16           /* connections taken before those that are open get their turn */
+#define LAST_MS 1500          /* for what an ended jail still has to say; less than the supervisor waits for helpers */
 #define SESSIONS 512          /* UDP peers at once */
 #define SESSION_SECONDS 60
 #define DATAGRAM 65536
@@ -64,7 +65,7 @@ struct stream {
     uint16_t port;
     int family;             /* in which the service is asked: IPv4, and then IPv6 if nobody listens there */
     bool connected, closed;
-    struct stream *next_closed;
+    struct stream *next, *previous; /* of the open ones, `next` also of the closed ones */
 };
 
 /* One UDP peer: datagrams from it go out of `source.fd`, answers go back as they came. */
@@ -77,25 +78,31 @@ struct session {
     socklen_t control_length;
     int family;
     bool answered;
-    time_t used;
+    long long used; /* ms */
     struct session *next_ended;
 };
 
 static int poller = -1;
 static struct gate gates[SOCKETS];
 static struct session *sessions[SESSIONS];
-static struct stream *closed_streams;
+static struct stream *open_streams, *closed_streams;
 static struct session *ended_sessions;
-static time_t paused; /* since when no more connections are taken; 0: they are */
+static time_t paused;  /* since when no more connections are taken; 0: they are */
+static long long last; /* ms: when this process ends, whatever is left. 0: the jail lives */
 static char datagram[DATAGRAM];
 static char copied[COPIED];
 
-static time_t now(void)
+static long long now_ms(void)
 {
     struct timespec time;
 
     clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec;
+    return (long long)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+static time_t now(void)
+{
+    return (time_t)(now_ms() / 1000);
 }
 
 #define STREAM_EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
@@ -153,7 +160,10 @@ static void close_stream(struct stream *stream, bool broken)
             close(stream->half[way].pipe[1]);
         }
     }
-    stream->next_closed = closed_streams;
+    if (stream->next != NULL)
+        stream->next->previous = stream->previous;
+    *(stream->previous != NULL ? &stream->previous->next : &open_streams) = stream->next;
+    stream->next = closed_streams;
     closed_streams = stream;
 }
 
@@ -167,7 +177,7 @@ static void free_closed(void)
         ended_sessions = next;
     }
     while (closed_streams != NULL) {
-        struct stream *next = closed_streams->next_closed;
+        struct stream *next = closed_streams->next;
 
         free(closed_streams);
         closed_streams = next;
@@ -276,14 +286,24 @@ static enum progress pump(struct half *half)
     }
 }
 
+/* Nobody is left to take what the client sent. Unread it would make of the close a reset, which takes away what is on
+ * its way to the client. */
+static void forget(int client)
+{
+    for (size_t left = TURN; left > 0 && recv(client, copied, sizeof copied, MSG_DONTWAIT) > 0; left -= sizeof copied)
+        continue;
+}
+
 static void run_half(struct stream *stream, int way, struct source *source)
 {
     struct half *half = &stream->half[way], *other = &stream->half[1 - way];
     const enum progress progress = half->shut ? WAITING : pump(half);
 
+    if (progress == ENDED && last != 0)
+        forget(stream->outer.fd);
     if (progress == BROKEN)
         close_stream(stream, true);
-    else if (progress == ENDED && other->shut)
+    else if (progress == ENDED && (other->shut || last != 0))
         close_stream(stream, false);
     else if (progress == ENDED)
         half->shut = shutdown(half->to, SHUT_WR) == 0 || errno == ENOTCONN;
@@ -342,9 +362,9 @@ static void run_stream(struct stream *stream, struct source *source, uint32_t ev
         return;
     if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
         stream->half[in].ending = true;
-    if (!stream->closed && (events & EPOLLOUT) != 0 && stream->half[out].held > 0)
+    if (!stream->closed && (events & EPOLLOUT) != 0 && stream->half[out].held > 0 && (last == 0 || out == 1))
         run_half(stream, out, out == 0 ? &stream->outer : &stream->inner);
-    if (!stream->closed && (events & ~(uint32_t)EPOLLOUT) != 0)
+    if (!stream->closed && (events & ~(uint32_t)EPOLLOUT) != 0 && (last == 0 || in == 1))
         run_half(stream, in, source);
 }
 
@@ -363,6 +383,10 @@ static void begin_stream(int client, uint16_t port)
         refuse(client);
         return;
     }
+    stream->next = open_streams;
+    if (open_streams != NULL)
+        open_streams->previous = stream;
+    open_streams = stream;
     stream->port = port;
     stream->outer = (struct source){.kind = OUTER, .fd = client};
     stream->inner.fd = -1;
@@ -408,7 +432,7 @@ static void end_session(size_t index)
 
 static void end_old_sessions(void)
 {
-    const time_t limit = now() - SESSION_SECONDS;
+    const long long limit = now_ms() - SESSION_SECONDS * 1000;
 
     for (size_t i = 0; i < SESSIONS; i++)
         if (sessions[i] != NULL && sessions[i]->used < limit)
@@ -504,7 +528,7 @@ static void receive_datagrams(struct gate *gate)
         session = session_of(gate, &message);
         if (session == NULL)
             continue;
-        session->used = now();
+        session->used = now_ms();
         /* Which of our addresses it came to: the answer leaves from the same one. */
         session->control_length = (socklen_t)message.msg_controllen;
         memcpy(session->control, control, session->control_length);
@@ -524,7 +548,7 @@ static void answer_datagrams(struct session *session)
         if (length < 0)
             return;
         session->answered = true;
-        session->used = now();
+        session->used = now_ms();
         sendmsg(session->gate->source.fd, &message, MSG_DONTWAIT);
     }
 }
@@ -602,6 +626,33 @@ static void go_to_background(void)
             fail("forward descriptors", "/dev/null");
 }
 
+/* What the service said last is still in its sockets, which are closed, and in the pipes here. The ports are free. */
+static void begin_to_end(const struct source *lifeline)
+{
+    struct stream *next;
+
+    last = now_ms() + LAST_MS;
+    paused = 0;
+    close(lifeline->fd);
+    for (size_t i = 0; i < SESSIONS; i++)
+        if (sessions[i] != NULL)
+            answer_datagrams(sessions[i]);
+    for (size_t i = 0; i < SOCKETS; i++)
+        if (gates[i].port != 0) {
+            close(gates[i].source.fd);
+            gates[i].source.fd = -1;
+        }
+    for (struct stream *stream = open_streams; stream != NULL; stream = next) {
+        next = stream->next;
+        if (!stream->connected)
+            close_stream(stream, true);
+        else if (stream->half[1].shut)
+            close_stream(stream, false);
+        else
+            run_half(stream, 1, &stream->inner);
+    }
+}
+
 static void serve(struct epoll_event *event)
 {
     struct source *source = event->data.ptr;
@@ -621,8 +672,19 @@ static void serve(struct epoll_event *event)
         answer_datagrams((struct session *)source);
         break;
     case LIFELINE:
-        _exit(0);
+        begin_to_end(source);
+        break;
     }
+}
+
+/* How long to wait for the next event, in ms. */
+static int patience(void)
+{
+    const long long left = last - now_ms();
+
+    if (last != 0)
+        return left > 0 ? (int)left : 0;
+    return paused != 0 ? PAUSE_MS : SESSION_SECONDS * 1000;
 }
 
 int forward(int argc, char **argv)
@@ -653,10 +715,10 @@ int forward(int argc, char **argv)
         open_gate(&gates[i - 3], argv[i]);
     enter_network(lifeline.fd, (uid_t)number(argv[1], '\0', &rest), (gid_t)number(argv[2], '\0', &rest));
     go_to_background();
-    for (;;) {
+    while (last == 0 || (open_streams != NULL && now_ms() < last)) {
         struct epoll_event events[EVENTS];
         const bool pausing = paused != 0;
-        const int count = epoll_wait(poller, events, EVENTS, pausing ? PAUSE_MS : SESSION_SECONDS * 1000);
+        const int count = epoll_wait(poller, events, EVENTS, patience());
 
         if (count < 0 && errno != EINTR)
             fail("forward epoll_wait", "");
@@ -670,4 +732,5 @@ int forward(int argc, char **argv)
             swept = now();
         }
     }
+    return 0;
 }

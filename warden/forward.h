@@ -5,7 +5,8 @@
 /*
  * argv: PID of a process in the jail, uid and gid to become, then one FD:PORT for each socket: an
  * inherited TCP listener or bound UDP socket, and the port on the jail's loopback that it leads to.
- * Goes into the background once it serves, and ends when that process does. Returns an exit status.
+ * Goes into the background once it serves. When that process ends it gives the sockets up, and clients what the service
+ * said last, for a second or two. Returns an exit status.
  */
 int forward(int argc, char **argv);
 

@@ -219,10 +219,8 @@ def listening(wanted: Sequence[str]) -> Iterator[tuple[int, ...]]:
 
 
 def _ports(generation: Path, given: Sequence[int]) -> frozenset[int]:
-    """Ports of the sockets `given`, or of those that the spec names."""
-    if not given:
-        return frozenset(parse_listen(text).port for text in _spec(generation).network.listen)
-    found = set()
+    """Ports of the sockets `given`, and of those that the spec names: its own, or what `given` takes the place of."""
+    found = {parse_listen(text).port for text in _spec(generation).network.listen}
     for descriptor in given:
         with socket.socket(fileno=os.dup(descriptor)) as one:
             if one.family in (socket.AF_INET, socket.AF_INET6):

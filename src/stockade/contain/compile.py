@@ -23,7 +23,7 @@ from stockade.records.launch import (
 )
 from stockade.records.lock import Lock, LockDirectory
 from stockade.records.policy import CgroupPlan, LandlockPlan, ResourceLimit, size_bytes
-from stockade.records.spec import Spec
+from stockade.records.spec import Mount, Spec
 from stockade.records.text import unescape
 
 from .identity import Account, account
@@ -71,6 +71,7 @@ def compile_plan(
     if spec.walls == ("chroot",):
         return _chroot(spec, who, ids, cgroup)
     _refuse_impossible(spec, who, ids)
+    _refuse_shared(lock)
     single = ids.kind == "single"
     mounts = tuple(_owned_by(who, step) if single else step for step in _mounts(spec, lock, volumes, ids, extra))
     return LaunchPlan(
@@ -126,6 +127,17 @@ def _refuse_impossible(spec: Spec, who: Account, ids: IdRange) -> None:
             raise SpecError(
                 f"the service's {kind} {number} is not below the jail's {ids.count} ids",
                 hint="give the account a lower number in `accounts`",
+            )
+
+
+def _refuse_shared(lock: Lock) -> None:
+    """A name that the spec gives to one volume may be what another has by default."""
+    paths: dict[str, str] = {}
+    for found in lock.directories:
+        if found.volume and paths.setdefault(found.volume, found.path) != found.path:
+            raise SpecError(
+                f"`{unescape(paths[found.volume])}` and `{unescape(found.path)}` are both the volume `{found.volume}`",
+                hint="give one of them another name: `volume` in `directories`",
             )
 
 
@@ -199,25 +211,38 @@ def _owned_by(who: Account, step: MountStep) -> MountStep:
 def _mounts(
     spec: Spec, lock: Lock, volumes: Path, ids: IdRange, extra: tuple[MountStep, ...]
 ) -> Iterator[MountStep]:
-    directories = sorted(lock.directories, key=lambda found: unescape(found.path))
-    yield from _directories(spec, directories, volumes, sized=not lacking(ids))
+    placed: list[tuple[str, LockDirectory | Mount]] = [(unescape(found.path), found) for found in lock.directories]
+    placed += [(mount.target, mount) for mount in spec.mounts]
+    placed.sort(key=lambda one: one[0].split("/"))
+    yield from _directories(spec, placed, volumes, sized=not lacking(ids))
     yield from extra
-    for mount in spec.mounts:
-        yield Bind(source=mount.source, target=mount.target, writable=mount.writable, submounts=True)
     yield from _proc(lock)
     yield from _dev(spec, lock, ids)
 
 
-def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path, *, sized: bool) -> Iterator[MountStep]:
-    """Outer before inner: a tmpfs where nothing above is one already, else a directory on it."""
+def _directories(
+    spec: Spec, placed: list[tuple[str, LockDirectory | Mount]], volumes: Path, *, sized: bool
+) -> Iterator[MountStep]:
+    """Outer before inner, or the outer one would hide it: a tmpfs where nothing above is one already, else a directory
+    on it. Nothing is made in what is mounted from the host, and for a mount nothing in a volume."""
     tops: list[str] = []
-    for found in directories:
-        path = unescape(found.path)
-        within = any(path.startswith(f"{top}/") for top in tops)
+    mounts: list[str] = []
+    kept: list[str] = []
+    for path, found in placed:
+        within = _innermost(path, (*tops, *mounts)) in tops
+        if isinstance(found, Mount):
+            mounts.append(path)
+            if _innermost(path, (*tops, *mounts, *kept)) in tops:
+                yield from _above(path, tops)
+                is_directory = os.path.isdir(found.source)
+                yield MakeDirectory(path=path, mode=0o755) if is_directory else MakeFile(path=path)
+            yield Bind(source=found.source, target=path, writable=found.writable, submounts=True)
+            continue
         if within:
             yield from _above(path, tops)
             yield MakeDirectory(path=path, mode=found.mode, uid=found.uid, gid=found.gid)
         if found.volume:
+            kept.append(path)
             yield Bind(
                 source=f"{volumes}/{found.volume}", target=path, writable=True, own=True, volume=True,
                 sized=sized and found.size > 0,
@@ -226,6 +251,11 @@ def _directories(spec: Spec, directories: list[LockDirectory], volumes: Path, *,
             tops.append(path)
             yield Filesystem(type="tmpfs", target=path, options=_tmpfs_options(spec, path), executable=True)
             yield MakeDirectory(path=path, mode=found.mode, uid=found.uid, gid=found.gid)
+
+
+def _innermost(path: str, places: tuple[str, ...]) -> str:
+    """The one of `places` that `path` lies in, and no other that lies in it too; "" for none."""
+    return max((place for place in places if path.startswith(f"{place}/")), key=len, default="")
 
 
 def _above(path: str, tops: list[str]) -> Iterator[MountStep]:

@@ -28,9 +28,13 @@ from .spawn import memory_file
 if TYPE_CHECKING:
     from stockade.records.publish import Published
 
-__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings"]
+__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings", "refuse_too_many"]
 
 _BACKLOG = 4096
+_DATAGRAM_BYTES = 2 << 20
+#: What the warden takes: sockets for the service, and those together with the descriptors of its helpers.
+_MOST_GIVEN, _MOST_OPEN = 32, 53
+_SO_RCVBUFFORCE = 33
 
 # pasta's defaults would reach the host's own loopback and forward every port that is open on either side.
 _PASTA = (
@@ -45,13 +49,14 @@ _REFUSED = ("169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.12
 class Connection:
     """What one launch needs for its network: plan records, and descriptors that the warden inherits.
 
-    `listening` are the sockets that the service itself is to get.
+    `listening` are the sockets that the service itself is to get, `published` counts the forwarder's.
     """
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
         self.inherit: list[int] = []
         self.listening: list[int] = []
+        self.published = 0
 
     def _keep(self, descriptor: int) -> None:
         self.inherit.append(descriptor)
@@ -81,6 +86,7 @@ def connection(generation: Path, *, publish: bool, listen: bool) -> Iterator[Con
                 descriptor = _listen(published).detach()
                 made._keep(descriptor)
                 gates.append(f"{descriptor}:{published.target}")
+            made.published = len(gates)
             forwarder = (warden_path(), "forward", "{pid}", *wanted.ids, *gates)
             made.records.append(wire.text(wire.HELPER, *forwarder))
         if wanted.egress:
@@ -98,6 +104,18 @@ def openings(generation: Path) -> tuple[str, ...]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ()
     return () if wanted is None else (*wanted.publish, *wanted.listen)
+
+
+def refuse_too_many(*, given: int, published: int) -> None:
+    """UsageError for more sockets than a launch carries: `given` to the service, and `published` by the forwarder."""
+    most = _MOST_OPEN - 1 - given  # egress takes one
+    for what, count, limit in (("given to the service", given, _MOST_GIVEN), ("published", published, most)):
+        if count > limit:
+            raise UsageError(
+                f"{count} sockets are to be {what}, and a jail has {limit} at most",
+                hint="divide them among several jails; a service with many ports on the host's own addresses can have "
+                '`mode = "host"`',
+            )
 
 
 def open_listener(text: str) -> int:
@@ -159,6 +177,8 @@ def _listen(published: Published, doing: str = "publish") -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            _room(made)
         made.bind((published.address, published.port))
         if kind == socket.SOCK_STREAM:
             made.listen(_BACKLOG)
@@ -166,6 +186,14 @@ def _listen(published: Published, doing: str = "publish") -> socket.socket:
         made.close()
         raise _refused(published, doing, error) from error
     return made
+
+
+def _room(made: socket.socket) -> None:
+    """Many peers may ask at once: room for some thousand datagrams, where the kernel's default has it for 300."""
+    try:
+        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)
+    except PermissionError:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BYTES)  # net.core.rmem_max at most
 
 
 def _refused(published: Published, doing: str, error: OSError) -> HostError:

@@ -20,7 +20,7 @@ from . import runfiles, wire
 from .filesystem import marked
 from .identity import account
 from .jail import Running
-from .network import connection
+from .network import connection, refuse_too_many
 from .spawn import spawn
 
 __all__ = ["Streams", "alone", "current", "launch", "launch_generation"]
@@ -143,6 +143,7 @@ def launch_generation(
         stack.push(lambda kind, error, trace: _unclaim(instance, state, interrupted=kind is not None))
         outside = stack.enter_context(connection(generation, publish=argv is None, listen=argv is None and not sockets))
         given = tuple(sockets) or tuple(outside.listening)
+        refuse_too_many(given=len(given), published=outside.published)
         fragment += [*outside.records, *_sockets(given)]
         os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
         fragment.append(wire.record(wire.STATE, state))
