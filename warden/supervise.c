@@ -26,6 +26,7 @@
 #define KILLED "the kernel killed %lu of the jail's processes for want of memory (its limit, or the host's)"
 #define REPORT_LINE (MESSAGE_TEXT + 128)
 
+#define PTY_PEER 0x5441UL /* TIOCGPTPEER */
 #define DRAIN_MOST 1024 /* reads: more than a pipe of a process without privileges holds (pipe(7)) */
 #define ENDING_MS 1000
 #define HELPER_MS 2000
@@ -40,7 +41,7 @@ static struct {
     int child_channel;
     int proc; /* the host's: entering a jail changes what /proc is */
     struct pollfd watched[WATCHED];
-    bool saw_service, raw;
+    bool saw_service, raw, input, in_line; /* input: more may come; in_line: what was typed last did not end its line */
     struct termios terminal;
     char typed[4096]; /* read from standard input, not yet taken by the pty */
     size_t typed_length;
@@ -315,19 +316,32 @@ static void copy_window_size(void)
         ioctl(self.watched[MASTER].fd, TIOCSWINSZ, &size);
 }
 
+static bool make_raw(void)
+{
+    struct termios raw = self.terminal;
+
+    cfmakeraw(&raw);
+    return tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) == 0;
+}
+
 static void begin_terminal(int master)
 {
-    struct termios raw;
-
     self.watched[MASTER].fd = master;
-    self.watched[INPUT].fd = STDIN_FILENO;
+    self.input = true;
     fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK);
+    /* Held open until the end: without any slave the master ends, and a process may yet open /dev/tty anew. */
+    ioctl(master, PTY_PEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (tcgetattr(STDIN_FILENO, &self.terminal) != 0)
         return; /* standard input is no terminal: nothing to make raw */
-    raw = self.terminal;
-    cfmakeraw(&raw);
-    self.raw = tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) == 0;
+    self.raw = make_raw();
     copy_window_size();
+}
+
+/* Nobody is at the terminal any more: to those in the jail it hangs up, where they would wait for ever to write. */
+static void end_terminal(void)
+{
+    close(self.watched[MASTER].fd);
+    self.watched[MASTER].fd = -1;
 }
 
 static void read_channel(void)
@@ -391,26 +405,56 @@ static bool read_syslog(int fd)
     return got >= 0;
 }
 
+/* The caller may share its standard output with others, and one of them have made it one that does not block. */
+static bool show(const char *bytes, size_t length)
+{
+    struct pollfd room = {.fd = STDOUT_FILENO, .events = POLLOUT};
+
+    while (length > 0) {
+        const ssize_t put = write(STDOUT_FILENO, bytes, length);
+        if (put < 0 && errno == EAGAIN)
+            poll(&room, 1, -1);
+        else if (put < 0 && errno != EINTR)
+            return false;
+        if (put > 0) {
+            bytes += put;
+            length -= (size_t)put;
+        }
+    }
+    return true;
+}
+
+/* False when nothing is there now, or the terminal has ended. */
 static bool read_master(int fd)
 {
     char bytes[65536];
     const ssize_t got = read(fd, bytes, sizeof bytes);
 
-    return got > 0 && write_all(STDOUT_FILENO, bytes, (size_t)got);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return false;
+    if (got > 0 && show(bytes, (size_t)got))
+        return true;
+    end_terminal();
+    return false;
 }
 
-/* The end of standard input is the terminal's end-of-file key to what reads from the pty. */
+/* The end of standard input is the terminal's end-of-file key to what reads from the pty; within a line the first one
+ * only hands over what was typed of it. */
 static void read_input(void)
 {
     static const char end_of_file = 4;
-    ssize_t got = read(STDIN_FILENO, self.typed, sizeof self.typed);
+    const ssize_t got = read(STDIN_FILENO, self.typed, sizeof self.typed);
 
-    if (got <= 0) {
-        self.watched[INPUT].fd = -1;
-        self.typed[0] = end_of_file;
-        got = 1;
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (got > 0) {
+        self.typed_length = (size_t)got;
+        self.in_line = self.typed[got - 1] != '\n' && self.typed[got - 1] != '\r';
+        return;
     }
-    self.typed_length = (size_t)got;
+    self.input = false;
+    memset(self.typed, end_of_file, 2);
+    self.typed_length = self.in_line ? 2 : 1;
 }
 
 static void flush_input(void)
@@ -435,7 +479,10 @@ static void read_signals(void)
             again_never();
         if (number == SIGWINCH && self.watched[MASTER].fd >= 0)
             copy_window_size();
-        else if (number != SIGCHLD && number != SIGPWR && self.child > 0)
+        /* A shell that goes on with a stopped job has made the terminal its own meanwhile. */
+        if (number == SIGCONT && self.raw && tcgetpgrp(STDIN_FILENO) == getpgrp())
+            make_raw();
+        if ((number != SIGWINCH || self.watched[MASTER].fd < 0) && number != SIGCHLD && number != SIGPWR && self.child > 0)
             kill(self.child, number);
     }
 }
@@ -458,14 +505,14 @@ static void wait_for_helpers(void)
  * chroot, and must not keep this going. */
 static void drain(void)
 {
+    while (self.watched[CHANNEL].fd >= 0) /* first: terminal and log socket of a short life may only come now */
+        read_channel();
     for (int left = DRAIN_MOST; left > 0 && self.watched[OUTPUT].fd >= 0 && read_output(self.watched[OUTPUT].fd); left--)
         continue;
     for (int left = DRAIN_MOST; left > 0 && self.watched[SYSLOG].fd >= 0 && read_syslog(self.watched[SYSLOG].fd); left--)
         continue;
     for (int left = DRAIN_MOST; left > 0 && self.watched[MASTER].fd >= 0 && read_master(self.watched[MASTER].fd); left--)
         continue;
-    while (self.watched[CHANNEL].fd >= 0)
-        read_channel();
 }
 
 static void serve(void)
@@ -483,10 +530,9 @@ static void serve(void)
         read_syslog(watched[SYSLOG].fd);
     if (watched[MASTER].fd >= 0 && (watched[MASTER].revents & POLLOUT) != 0)
         flush_input();
-    if (watched[MASTER].fd >= 0 && (watched[MASTER].revents & (POLLIN | POLLHUP | POLLERR)) != 0 &&
-        !read_master(watched[MASTER].fd) && errno != EAGAIN)
-        watched[MASTER].fd = -1; /* EIO: the last slave is closed */
-    if (watched[INPUT].fd >= 0 && watched[INPUT].revents != 0 && self.typed_length == 0)
+    if (watched[MASTER].fd >= 0 && (watched[MASTER].revents & (POLLIN | POLLHUP | POLLERR)) != 0)
+        read_master(watched[MASTER].fd);
+    if (watched[INPUT].fd >= 0 && watched[INPUT].revents != 0)
         read_input();
     if (watched[LEASH].fd >= 0 && watched[LEASH].revents != 0) {
         watched[LEASH].fd = -1;
@@ -551,7 +597,8 @@ int supervise(const struct child *child)
     self.watched[LEASH].fd = self.settings->leash;
     for (;;) {
         self.watched[MASTER].events = (short)(self.typed_length > 0 ? POLLIN | POLLOUT : POLLIN);
-        self.watched[INPUT].events = (short)(self.typed_length > 0 ? 0 : POLLIN);
+        /* Not watched while it has to wait: that it is hung up would be told again and again. */
+        self.watched[INPUT].fd = self.input && self.typed_length == 0 ? STDIN_FILENO : -1;
         if (poll(self.watched, WATCHED, -1) < 0 && errno != EINTR)
             fail("supervise", "poll");
         serve();

@@ -48,6 +48,18 @@ def test_what_is_added_before_the_log_is_put_aside_is_read(log: Path) -> None:
         assert read(follower) == ""
 
 
+def test_what_is_written_faster_than_it_is_read_has_an_end(log: Path) -> None:
+    add(log, "1\n")
+    with contain.Follower("test") as follower:
+        pieces = follower.pieces()
+        assert next(pieces) == b"1\n"
+        add(log, "2\n")
+        put_aside(log)
+        add(log, "3\n")
+        assert list(pieces) == []
+        assert read(follower) == "2\n3\n"
+
+
 def test_files_that_come_and_are_put_aside_between_two_looks_are_read(log: Path) -> None:
     add(log, "1\n")
     with contain.Follower("test") as follower:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 
 from stockade import machines
@@ -97,17 +96,33 @@ def _watch(started: Started) -> int:
         number: signal.signal(number, lambda number, _: _pass_on(started)) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        with control.connect(started.name) as connection:
-            control.ask(connection, "console")
-            connection.settimeout(None)
-            while data := connection.recv(_READ):
-                sys.stdout.buffer.write(data)
-                sys.stdout.flush()
+        _show(started.name)
         status = started.wait()
         return 125 if status is None else status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _show(name: str) -> None:
+    """Write what the guest's console says until its keeper ends, which lets go of whoever reads too slowly."""
+    again = False
+    while True:
+        try:
+            connection = control.connect(name)
+        except StateError:
+            return
+        with connection:
+            try:
+                control.ask(connection, "console")
+            except (StateError, ConnectionError):
+                return
+            if again:
+                console.note("note: the service's output came faster than it was read: a part of it is left out here")
+            connection.settimeout(None)
+            while data := connection.recv(_READ):
+                console.write(data)
+        again = True
 
 
 def _pass_on(started: Started) -> None:

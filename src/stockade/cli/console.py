@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = [
     "size",
     "text",
     "visible",
+    "write",
 ]
 
 #: What speaks to a terminal, or turns the order of what follows: C0 but tab and newline, DEL, C1, and bidi controls.
@@ -67,17 +69,33 @@ def copy(pieces: Iterable[bytes]) -> None:
     """Write what a service or a guest has written: as it is, but to a terminal with control characters written out."""
     if not sys.stdout.isatty():
         for piece in pieces:
-            sys.stdout.buffer.write(piece)
+            write(piece)
     else:
         import codecs
+        import itertools
         import re
 
         other = re.compile(r"[^\n\t -~]")
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        for piece in (*pieces, b""):
-            text = decoder.decode(piece, final=not piece).replace("\r\n", "\n")
-            sys.stdout.write(other.sub(lambda found: visible(found[0]), text))
-    sys.stdout.flush()
+        held = ""  # a carriage return, of which the next piece tells whether it ends a line
+        for piece in itertools.chain(pieces, (b"",)):
+            text = (held + decoder.decode(piece, final=not piece)).replace("\r\n", "\n")
+            held = "\r" if piece and text.endswith("\r") else ""
+            text = text.removesuffix(held)
+            write(other.sub(lambda found: visible(found[0]), text).encode(sys.stdout.encoding, "backslashreplace"))
+
+
+def write(data: bytes, *, error: bool = False) -> None:
+    """Write all of `data` to standard output, or error, at once: also where the caller has made it not block."""
+    file = sys.stderr if error else sys.stdout
+    file.flush()
+    descriptor = file.fileno()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
 
 
 def json_report(report: msgspec.Struct) -> None:

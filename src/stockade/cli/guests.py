@@ -287,7 +287,7 @@ def relay(session: control.Session, *, terminal: bool) -> int:
                         reading = False
                     continue
                 for stream, data in session.read(None):
-                    os.write(stream, data)
+                    console.write(data, error=stream == 2)
         return session.status
     finally:
         if before is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from stockade import contain, lifecycle
 from stockade.cli import behind, console, life, machinelife, names
@@ -21,7 +21,7 @@ __all__ = ["add_run_options", "environment", "own_failure", "register", "termina
 OWN_FAILURE = 125  # as env(1), timeout(1) and chroot(1) report that they themselves failed
 _SHELLS = ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_FOLLOW_SECONDS = 0.2
+_FOLLOW_MS = 200
 
 
 def register(subparsers: Subparsers) -> None:
@@ -179,7 +179,8 @@ def wait(jail: contain.Running) -> int:
     """Pass signals on to the jail until it ends, and return its status."""
 
     def forward(number: int, _: object) -> None:
-        os.kill(jail.init_pid or jail.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended, and its status is still to be told
+            os.kill(jail.init_pid or jail.pid, number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
@@ -206,9 +207,16 @@ def logs(arguments: argparse.Namespace) -> None:
             machinelife.follow(name)
         return
     with contain.Follower(name, older=arguments.older) as follower:
-        going_on = True
-        while going_on:
-            going_on = arguments.follow and follower.is_written()
-            console.copy(follower.pieces())
-            if going_on:
-                time.sleep(_FOLLOW_SECONDS)
+        console.copy(_followed(follower) if arguments.follow else follower.pieces())
+
+
+def _followed(follower: contain.Follower) -> Iterator[bytes]:
+    """What was written and what is added, until the jail has ended. BrokenPipeError once nobody reads it any more."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # only what is always told: that the reader is gone
+    going_on = True
+    while going_on:
+        going_on = follower.is_written()
+        yield from follower.pieces()
+        if going_on and output.poll(_FOLLOW_MS):
+            raise BrokenPipeError

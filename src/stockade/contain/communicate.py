@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import selectors
+import struct
+import termios
 import time
 from io import FileIO
 from subprocess import PIPE
@@ -43,13 +46,22 @@ def communicate(
 ) -> Output:
     """Feed `data` to a command started with three pipes and collect what it writes.
 
-    After `timeout_s` seconds it is killed. Of each stream `most_bytes` are kept, and the rest is read and dropped. A
-    process that it left behind cannot outlive it: the jail ends with the command. Closes the pipes.
+    After `timeout_s` seconds it is killed. Of each stream `most_bytes` are kept, and the rest is read and dropped. What
+    it left behind in a jail that it entered may hold the pipes open: that is not waited for, once it has ended itself.
     """
     output = Output()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     kept: dict[int, bytearray] = {}
+
+    def take(file: FileIO, most: int = _CHUNK) -> bool:
+        piece = os.read(file.fileno(), most)
+        room = len(piece) if most_bytes is None else max(0, most_bytes - len(kept[file.fileno()]))
+        output.cut |= len(piece) > room
+        kept[file.fileno()] += piece[:room]
+        return bool(piece)
+
     with selectors.PollSelector() as selector:
+        selector.register(running, selectors.EVENT_READ)
         for stream in (running.stdout, running.stderr):
             if stream is not None:
                 kept[stream.fileno()] = bytearray()
@@ -60,27 +72,26 @@ def communicate(
         elif running.stdin is not None:
             os.set_blocking(running.stdin.fileno(), False)
             selector.register(running.stdin, selectors.EVENT_WRITE)
-        while selector.get_map():
+        while len(selector.get_map()) > 1 and not running.ended:
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 break
             for key, _ in selector.select(min(left, LONGEST_POLL)):
                 file = key.fileobj
                 if not isinstance(file, FileIO):
-                    continue
-                if file is running.stdin:
+                    running.look()
+                elif file is running.stdin:
                     rest = _feed(file, rest)
                     if not rest:
                         selector.unregister(file)
                         file.close()
-                    continue
-                piece = os.read(file.fileno(), _CHUNK)
-                if not piece:
+                elif not take(file):
                     selector.unregister(file)
-                    continue
-                room = len(piece) if most_bytes is None else max(0, most_bytes - len(kept[file.fileno()]))
-                output.cut |= len(piece) > room
-                kept[file.fileno()] += piece[:room]
+        for stream in (running.stdout, running.stderr):
+            if stream is not None and running.ended:
+                (left_in_pipe,) = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
+                if left_in_pipe:
+                    take(stream, left_in_pipe)
     try:
         output.status = running.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except TimeoutError:

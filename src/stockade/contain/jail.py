@@ -160,6 +160,21 @@ class Running:
             )
         return self._state.status
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is known to have ended; `wait` returns at once then."""
+        return self._ended
+
+    def fileno(self) -> int:
+        """The descriptor on which the supervisor reports, to wait on; `look` takes what came."""
+        return self._status
+
+    def look(self) -> None:
+        """Take what the supervisor has reported, and wait for nothing."""
+        with contextlib.suppress(TimeoutError):
+            while not self._ended:
+                self._ended = self._line(0.0) is None
+
     def stop(self, *, signal: int = signals.SIGTERM, timeout_s: float = _GRACE_SECONDS) -> int | None:
         """Send `signal` to the service; what still runs after `timeout_s` seconds is killed. The status, if known."""
         if not self._ended:

@@ -54,8 +54,12 @@ class Follower:
         return state is not None and (state.alive or runfiles.is_alive(state.supervisor))
 
     def pieces(self) -> Iterator[bytes]:
-        """All that was written since the last call."""
+        """What was written between the last call and this one: a writer that is faster than the reader ends it too."""
+        newest, size = self._end()
         while True:
+            if os.fstat(self._file.fileno()).st_ino == newest:
+                yield from self._rest(size)
+                return
             yield from self._rest()
             following = self._following()
             if following is None:
@@ -64,9 +68,19 @@ class Follower:
             self._file.close()
             self._file = following
 
-    def _rest(self) -> Iterator[bytes]:
-        while piece := self._file.read(_PIECE):
+    def _rest(self, size: int | None = None) -> Iterator[bytes]:
+        """What is left of the file; of its first `size` bytes."""
+        while piece := self._file.read(_PIECE if size is None else max(0, min(_PIECE, size - self._file.tell()))):
             yield piece
+
+    def _end(self) -> tuple[int, int]:
+        """Inode and size of the newest file; zeros where there is none."""
+        newest = _chosen(self._files(), 0)
+        if newest is None:
+            return 0, 0
+        with newest:
+            status = os.fstat(newest.fileno())
+            return status.st_ino, status.st_size
 
     def _following(self) -> BinaryIO | None:
         """The file that was begun when this one was put aside; the oldest one where this one is gone since."""
