@@ -107,6 +107,25 @@ signal.signal(signal.SIGTERM, end)
     assert report["proposal"]["capabilities"] == ["kill", "setgid", "setuid"]
 
 
+def test_a_service_that_crashes_at_its_end_without_a_capability_needs_it(home: Home) -> None:
+    """The directory that it clears at its end is another user's, and nobody may write to it but that one."""
+    setup = """
+os.mkdir('/tmp/work'); open('/tmp/work/file', 'w').close(); os.chown('/tmp/work', 7, 7)
+def end(*_):
+    try: os.unlink('/tmp/work/file')
+    except PermissionError: os.abort()
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+"""
+    report = home.build("server", server("os.getpid()", setup=setup))
+    assert report["proposal"]["capabilities"] == ["chown", "dac_override"]
+
+
+def test_a_service_that_crashes_at_its_end_in_any_case_is_given_no_more(home: Home) -> None:
+    report = home.build("server", server("os.getpid()", setup="signal.signal(signal.SIGTERM, lambda *_: os.abort())\n"))
+    assert report["proposal"]["capabilities"] == []
+
+
 def test_a_service_that_is_not_root_is_given_no_capability(home: Home) -> None:
     report = home.build("server", server("os.getpid()", user="nobody"))
     assert report["proposal"]["capabilities"] == []

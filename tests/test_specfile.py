@@ -430,6 +430,23 @@ def test_any_command_comes_back_from_a_new_spec_as_it_was(words: list[str]) -> N
     assert list(specfile.loads(specfile.new("web", words), "web.toml").service.command) == words
 
 
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (["server.rb"], True), (["-m", "conf/app.cfg"], True), (["--config=conf/app.cfg"], True), (["."], True),
+        (["/server.rb"], False), (["absent.rb"], False), (["-m", "http.server"], False), ([], False),
+    ],
+)  # fmt: skip
+def test_a_command_that_names_something_in_the_working_directory_is_run_there(
+    home: Path, words: list[str], there: bool
+) -> None:
+    (home / "conf").mkdir()
+    for name in ("server.rb", "conf/app.cfg"):
+        (home / name).touch()
+    service = specfile.loads(specfile.new("web", ["/usr/bin/ruby", *words]), "web.toml").service
+    assert service.directory == (str(home) if there else "/")
+
+
 def test_derived_recipe_keeps_its_comments_and_takes_the_new_name() -> None:
     recipe = specfile.recipe("sshd").read_text()
     text = specfile.derive(recipe, "shell", [("true",)])

@@ -12,6 +12,7 @@ from .contain.identity import users
 from .errors import ExerciseError, ServiceError
 from .policy.blocked import blocked, granted
 from .policy.proposal import propose
+from .records.exercise import ExerciseResult
 from .records.lock import Lock
 from .records.proposal import Proposal
 from .records.spec import Spec
@@ -51,7 +52,7 @@ def least(
     """Leave out each capability of `lock` once, the strongest first, and keep those without which `good` fails.
 
     `trial` is a run of `lock` that is good. Leaving one out cannot make up for another, so that once is enough. A
-    service that stops by itself with it and has to be killed without it needs it too.
+    service that stops by itself with it, and without it has to be killed or crashes then, needs it too.
     """
     found = Least(lock, trial)
     for name in strongest_first(lock.capabilities):
@@ -59,7 +60,8 @@ def least(
         kept = tuple(other for other in found.lock.capabilities if other != name)
         less = msgspec.structs.replace(found.lock, capabilities=kept)
         tried = run(spec, less)
-        if good(tried) and (tried.stopped or not found.trial.stopped):
+        as_clean = (tried.stopped or not found.trial.stopped) and (found.trial.crashed or not tried.crashed)
+        if good(tried) and as_clean:
             before = {one.key for one in blocked(found.trial.trace, spec, found.lock)}
             found.missed[name] = tuple(
                 one.refusal.what
@@ -97,21 +99,35 @@ def reasons(
 def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, *, observed: bool) -> ServiceError:
     """What failed in `trial`, what was refused, and how to allow it. `observed`: it worked outside."""
     where = "works outside, not in its jail" if observed else "does not work in its jail"
-    kind, hint = ServiceError, "`-v` shows the service's log"
+    kind, hint, said, tip = ServiceError, "`-v` shows the service's log", "", ""
     result = next((result for result in trial.exercises if not result.passed), None)
     if trial.failure is not None:
         message, hint = f"the service {where}: {trial.failure.message}", trial.failure.hint or hint
     elif result is not None:
         kind = ExerciseError
-        said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        output = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        said = f"it said: {output[-1]}" if output else ""
+        tip = _unknown_client(trial, result, diagnosis.spec) if observed and not diagnosis.cured else ""
         message = f"exercise `{result.name}` {where}: {result.reason}"
-        hint = f"it said: {said[-1]}" if said else hint
     else:
         message = f"the command {where}: status {trial.status} inside, {wanted.status} outside"
     lines = explained(diagnosis)
     if lines:
-        message, hint = f"{message}\n{lines}", diagnosis.advice or hint
-    return kind(message, hint=hint, log=trial.log)
+        message, said = f"{'; '.join(filter(None, (message, said)))}\n{lines}", ""
+    advice = diagnosis.advice if lines else ""
+    return kind(message, hint="; ".join(filter(None, (said, tip, advice))) or hint, log=trial.log)
+
+
+def _unknown_client(trial: Trial, result: ExerciseResult, spec: Spec) -> str:
+    """What may be wrong where a client speaks to a service by a unix socket; "" where it does not."""
+    client = spec.exercises[trial.exercises.index(result)].where == "client"
+    bound = {one.address for one in trial.trace.sockets if one.operation == "bind" and one.family == "unix"}
+    if not client or not any(address.startswith("/") for address in bound):
+        return ""
+    return (
+        "to a service that asks who is at the other end of its unix socket, a client outside the jail is nobody: "
+        'see whether it passes with `where = "inside"` in `[[exercises]]`'
+    )
 
 
 def proposal(

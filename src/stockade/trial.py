@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,13 @@ TRIED = "tried-"
 _LOG_TAIL = 64 * 1024
 _MOST_OUTPUT = 1 << 20
 _END_SECONDS = 10.0
+#: Statuses of a service that a signal ended which nobody sends to stop one.
+_CRASHES = frozenset(
+    128 + number
+    for number in (
+        signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
+    )
+)  # fmt: skip
 Progress = Callable[[str], None]
 
 
@@ -44,7 +52,8 @@ class Trial:
     """What a run inside showed. `failure` is why the service never became ready, None when it did.
 
     `status` is that of a service that ended by itself, None for one that ran until it was stopped. `stopped`: it
-    ended when it was told to, and did not have to be killed.
+    ended when it was told to, and did not have to be killed. `crashed`: that end was one by a fault of its own, such as
+    an assertion.
     """
 
     trace: Trace
@@ -53,6 +62,7 @@ class Trial:
     log: str
     status: int | None = None
     stopped: bool = True
+    crashed: bool = False
 
     @property
     def passed(self) -> bool:
@@ -109,9 +119,11 @@ def try_inside(
                 as_uid0_of=None if os.geteuid() == 0 else jail.pid,
                 progress=progress,
             )
-            status = jail.wait(_END_SECONDS) if seen.ended else None
+            status = jail.wait(_END_SECONDS)
     stopped = seen.seconds["stop"] < spec.service.stop_timeout_s
-    return Trial(seen.trace, seen.exercises, seen.failure, seen.log, status, stopped)
+    return Trial(
+        seen.trace, seen.exercises, seen.failure, seen.log, status if seen.ended else None, stopped, status in _CRASHES
+    )  # fmt: skip
 
 
 def _cgroup(spec: Spec, generation: Path) -> CgroupPlan | None:

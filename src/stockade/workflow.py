@@ -48,15 +48,23 @@ Progress = Callable[[str], None]
 
 
 class _Missing(Exception):
-    """A trial run showed gaps: the generation is not good enough yet."""
+    """A trial run showed gaps, obstacles, or accounts that are not there: the generation is not good enough yet."""
 
-    def __init__(self, gaps: Sequence[Gap]) -> None:
-        super().__init__(f"{len(gaps)} gaps")
-        self.gaps = tuple(gaps)
+    def __init__(
+        self, gaps: Sequence[Gap], users: Sequence[accounts.User] = (), groups: Sequence[accounts.Group] = ()
+    ) -> None:
+        super().__init__(f"{len(gaps)} gaps, {len(users)} users, {len(groups)} groups")
+        self.gaps, self.users, self.groups = tuple(gaps), tuple(users), tuple(groups)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that are to be added."""
+        files = ("/etc/passwd",) * bool(self.users) + ("/etc/group",) * bool(self.groups)
+        return (*(gap.path for gap in self.gaps if gap.error != "EEXIST"), *files)
 
 
 class _Refused(Exception):
-    """The service failed inside with the capabilities that the trace suggests, and nothing is missing."""
+    """The service failed inside, or crashed at its end, with the capabilities that the trace suggests."""
 
 
 class _Work(msgspec.Struct):
@@ -71,6 +79,8 @@ class _Work(msgspec.Struct):
     stages: dict[str, float]
     rounds: list[Round] = []
     gaps: list[Gap] = []
+    users: list[accounts.User] = []
+    groups: list[accounts.Group] = []
     capabilities: tuple[str, ...] = ()
     results: tuple[ExerciseResult, ...] = ()
     ends: bool = False
@@ -120,10 +130,26 @@ def _build(spec: Spec, *, observe: bool, verify: bool, progress: Progress | None
             work.capabilities = CANDIDATES
         except _Missing as missing:
             work.gaps += missing.gaps
-            work.rounds.append(Round(number=len(work.rounds) + 1, added=tuple(gap.path for gap in missing.gaps)))
-            with work.stage("resolve", f"resolving {len(missing.gaps)} paths that were missing inside"):
-                closure = resolve.resolve(trace, spec, gaps=work.gaps)
+            work.users += missing.users
+            work.groups += missing.groups
+            if missing.paths:
+                work.rounds.append(Round(number=len(work.rounds) + 1, added=missing.paths))
+            with work.stage("resolve", f"resolving {len(missing.paths)} paths that were missing inside"):
+                closure = _with_accounts(work, resolve.resolve(trace, spec, gaps=work.gaps))
     return _report(work, generation, (*closure.advice, *_status_advice(work, trace)))
+
+
+def _with_accounts(work: _Work, closure: Closure) -> Closure:
+    """The closure with the accounts that trials missed, and a note on each."""
+    text = "is kept of the host's accounts: without it the service failed, and named it"
+    named = [*(("user", user.name) for user in work.users), *(("group", group.name) for group in work.groups)]
+    notes = [Advice(code="account", path=name, message=f"this {kind} {text}") for kind, name in named]
+    return msgspec.structs.replace(
+        closure,
+        uids=tuple(sorted({*closure.uids, *(user.uid for user in work.users)})),
+        gids=tuple(sorted({*closure.gids, *(group.gid for group in work.groups)})),
+        advice=(*closure.advice, *notes),
+    )
 
 
 def build_from_lock(lock: Lock, spec: Spec, *, verify: bool = True, progress: Progress | None = None) -> BuildReport:
@@ -270,10 +296,19 @@ def _verified(work: _Work, path: Path, lock: Lock, closure: Closure | None, trac
             raise _Missing(gaps)
     wanted = narrowing.Wanted(work.status)
     if not wanted(trial):
+        users, groups = accounts.missed(
+            "\n".join((trial.log, *(result.stdout + result.stderr for result in trial.exercises))),
+            trial.trace, accounts.read(), accounts.read(path / "rootfs"),
+        )  # fmt: skip
+        obstacles = resolve.obstacles(trace, trial.trace, closure) if trace is not None and closure is not None else ()
+        if closure is not None and (obstacles or users or groups) and len(work.rounds) < MOST_ROUNDS:
+            raise _Missing(obstacles, users, groups)
         if work.searches and lock.capabilities != CANDIDATES:
             raise _Refused
         with _ordinary_hint(work.store, outside=False):
             raise _failure(work, path, lock, trial, trace, wanted)
+    if trial.crashed and work.searches and lock.capabilities != CANDIDATES:
+        raise _Refused
     if trace is not None:
         work.rounds.append(Round(number=len(work.rounds) + 1, added=()))
     work.results = trial.exercises

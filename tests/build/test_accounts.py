@@ -8,6 +8,7 @@ from samples import spec
 from stockade.build import accounts
 from stockade.errors import SpecError
 from stockade.records.spec import Account, Directory, Files, Service, Spec
+from stockade.records.trace import Access, Trace
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/bash
@@ -154,3 +155,26 @@ def test_owners_in_the_spec_bring_their_accounts(host: accounts.HostAccounts) ->
 def test_an_account_named_twice_is_refused(host: accounts.HostAccounts) -> None:
     with pytest.raises(SpecError, match="stands twice"):
         sanitised(spec(accounts=(Account(name="bob"), Account(name="bob"))), host)
+
+
+@pytest.mark.parametrize(
+    ("output", "read", "users", "groups"),
+    [
+        ("line 3: user www-data was not found.", ["passwd"], ["www-data"], []),
+        ("getpwnam('daemon'): no such user", ["passwd", "group"], ["daemon"], ["daemon"]),
+        ("unknown group `adm`", ["group"], [], ["adm"]),
+        ("www-data", [], [], []),
+        ("user mydaemon www-data2 daemons root docker-compose", ["passwd", "group"], [], []),
+        ("cannot start the daemon\nuser unknown", ["passwd", "group"], [], []),
+    ],
+)
+def test_accounts_that_a_failing_service_names_are_missed(
+    tmp_path: Path, host: accounts.HostAccounts, output: str, read: list[str], users: list[str], groups: list[str]
+) -> None:
+    trace = Trace(
+        where="inside", accesses=tuple(Access(path=f"/etc/{name}", operation="read") for name in read)
+    )  # fmt: skip
+    root = accounts.User(name="root", uid=0, gid=0), accounts.Group(name="root", gid=0)
+    inside = accounts.HostAccounts(users=root[:1], groups=root[1:])
+    found = accounts.missed(output, trace, host, inside)
+    assert ([user.name for user in found[0]], [group.name for group in found[1]]) == (users, groups)

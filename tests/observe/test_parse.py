@@ -214,6 +214,11 @@ def test_names_of_all_system_calls_are_there_on_request(outside: Callable[..., O
 # What is rare, as strace 6.1 wrote it.
 
 
+@pytest.mark.parametrize("path", ["//etc/hostname", "///etc/hostname"])
+def test_slashes_that_a_path_begins_with_are_one(path: str) -> None:
+    assert rest(f'1 openat(AT_FDCWD</home>, "{path}", O_RDONLY) = 3<{path[-13:]}>') == [("read", "/etc/hostname", "")]
+
+
 def test_an_interrupted_call_that_is_restarted_counts_once() -> None:
     assert (
         rest('1 connect(3<socket:[9]>, {sa_family=AF_UNIX, sun_path="/s"}, 5) = ? ERESTARTSYS (To be restarted)') == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,11 +15,19 @@ from stockade.errors import SpecError
 from stockade.records.generation import Identity
 from stockade.records.spec import Account, Spec
 
-__all__ = ["AccountFiles", "Group", "HostAccounts", "User", "identity", "merged", "owner", "read", "sanitised"]
+if TYPE_CHECKING:
+    from stockade.records.trace import Trace
+
+__all__ = [
+    "AccountFiles", "Group", "HostAccounts", "User", "identity", "merged", "missed", "owner", "read", "sanitised",
+]  # fmt: skip
 
 NO_HOME = "/nonexistent"
 NO_SHELL = "/usr/sbin/nologin"
 FIRST_ID = 1000
+_WORD = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
+#: A line of output that speaks of an account, not of what a name such as `bind` or `mail` means else.
+_ACCOUNT = re.compile(r"user|group|account|owner|passwd|[ug]id\b|getpw|getgr", re.IGNORECASE)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +283,22 @@ def sanitised(
             for group in sorted(groups.values(), key=lambda group: (group.gid, group.name))
         ),
         shadow=_encode(_shadow_line(user.name, password_hashes.get(user.name)) for user in kept),
+    )
+
+
+def missed(output: str, trace: Trace, host: HostAccounts, inside: HostAccounts) -> tuple[list[User], list[Group]]:
+    """The users and groups of `host` that a service named as it failed in a jail, which has the accounts `inside`.
+
+    A trace shows that /etc/passwd was read, not for which name: a service that only looks one up, and never takes
+    its id, is found out by its complaint.
+    """
+    read = {access.path for access in trace.accesses if access.operation == "read" and not access.error}
+    words = {word for line in output.splitlines() if _ACCOUNT.search(line) for word in _WORD.findall(line)}
+    users = host.users if "/etc/passwd" in read else ()
+    groups = host.groups if "/etc/group" in read else ()
+    return (
+        [user for user in users if user.name in words and inside.user(user.name) is None],
+        [group for group in groups if group.name in words and inside.group(group.name) is None],
     )
 
 

@@ -29,7 +29,8 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "new", new, command="[-- COMMAND ...]",
         help="write a spec, from a command or from a recipe",
         description="Write NAME.toml, with comments, for you to edit: from COMMAND, or else from the recipe RECIPE, "
-        "or else from the recipe called NAME.",
+        "or else from the recipe called NAME. A COMMAND with a word that names something in the caller's working "
+        "directory is run there.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the jail")
     parser.add_argument("--recipe", metavar="RECIPE", help="start from this recipe")

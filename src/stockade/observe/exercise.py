@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..records.exercise import ExerciseResult, Outcome
 from ..records.spec import Exercise
 from .process import Process
+from .ready import sockets
 from .view import View
 from .viewtree import ROOT_LINK
 
@@ -72,9 +73,15 @@ def _reason(exercise: Exercise, status: int | None, stdout: str) -> str:
 
 
 def client(view: View) -> Runner:
-    """A runner for commands in `view`, with the view's own ids and without the capabilities that reach the host."""
+    """A runner for commands in `view`, with the view's own ids and without the capabilities that reach the host.
+
+    Where the service runs elsewhere they find its unix sockets at the paths that these have there.
+    """
+    shown: set[str] = set()
 
     def run(command: Sequence[str], text: bytes, timeout_s: float) -> Outcome:
+        if view.apart:
+            _show_sockets(view, shown)
         return communicate(
             lambda stdin, stdout, stderr: view.spawn(
                 command,
@@ -89,6 +96,15 @@ def client(view: View) -> Runner:
         )
 
     return run
+
+
+def _show_sockets(view: View, shown: set[str]) -> None:
+    """Show clients the unix sockets that have been bound since, each at its own path."""
+    for path in sorted(sockets(view.pid).unix - shown):
+        if path.startswith("/"):
+            with contextlib.suppress(OSError):
+                view.show_socket(path)
+        shown.add(path)
 
 
 def communicate(spawn: Callable[[int, int, int], Process], text: bytes, timeout_s: float) -> Outcome:

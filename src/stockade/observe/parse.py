@@ -96,6 +96,8 @@ class _State:
         if not path.startswith("/"):
             above = place.cwd if directory is None else directory
             return f"{above}/{path}" if above != "/" else f"/{path}"
+        if path.startswith("//"):  # two are one to Linux, and kept by posixpath, for which such a path has no end above
+            path = f"/{path.lstrip('/')}"
         if place.root:
             # `..` stops at a process's root directory (path_resolution(7)).
             return posixpath.normpath(place.root + posixpath.normpath(path))

@@ -76,7 +76,7 @@ def _rows(pid: int, table: str) -> Iterator[list[str]]:
         with open(f"/proc/{pid}/net/{table}", encoding="utf-8", errors="surrogateescape") as file:
             next(file, None)
             for line in file:
-                yield line.split(maxsplit=7 if table == "unix" else -1)
+                yield line.removesuffix("\n").split(maxsplit=7 if table == "unix" else -1)
     except (FileNotFoundError, ProcessLookupError):
         return
 
@@ -102,7 +102,7 @@ def _holds(ready: Ready, probe: Probe) -> bool:
         if ready.unix is not None and probe.exists(ready.unix):
             # A service that has changed its directory or root binds a shorter name of the same file.
             name = os.path.basename(ready.unix)
-            if any(os.path.basename(path.rstrip("\n")) == name for path in found.unix):
+            if any(os.path.basename(path) == name for path in found.unix):
                 return True
     if ready.file is not None and probe.exists(ready.file):
         return True

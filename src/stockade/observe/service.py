@@ -119,7 +119,7 @@ class JailedService:
         number = signal_number(self.service.stop_signal)
         for pid in self.traced():
             fields = _stat(pid)
-            if pid == self.pid or (fields and int(fields[1]) == self.init_pid):
+            if pid == self.pid or (fields and int(fields[1]) == self.init_pid and not _is_thread(pid)):
                 _signal(pid, number)
         self.tracer.wait(self.service.stop_timeout_s)
         if self.tracer.running:
@@ -135,6 +135,15 @@ def _stat(pid: int) -> list[bytes]:
             return file.read().rpartition(b") ")[2].split()
     except OSError:
         return []
+
+
+def _is_thread(pid: int) -> bool:
+    """Whether it is a thread beside its process's first: one that takes a signal leaves that one in its poll(2)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return b"\nTgid:\t%d\n" % pid not in file.read()
+    except OSError:
+        return False
 
 
 def _signal(pid: int, number: int) -> None:

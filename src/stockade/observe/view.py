@@ -52,6 +52,8 @@ class View:
         self.log = -1
         """Descriptor of a file in it, open for appending: for the service's output, and what comes to /dev/log."""
         self._by_range = False
+        self.apart = False
+        """Whether /run/stockade/root is another root than the view's own: the service runs elsewhere."""
         self.manages_ids = True
         """Whether processes can be started as other ids: root, or a user with a subordinate range."""
 
@@ -72,6 +74,7 @@ class View:
         allows no view.
         """
         view = cls()
+        view.apart = service_root_of is not None
         try:
             view._start(seeds, network_of, service_root_of, single or (os.geteuid(), os.getegid()))
         except BaseException:
@@ -191,6 +194,13 @@ class View:
     def seed(self, seeds: Iterable[Seed]) -> None:
         """Write more files, resolved inside the view; OSError names what could not be written."""
         self._request("seed", seeds=[_message(seed) for seed in seeds])
+
+    def show_socket(self, path: str) -> None:
+        """Show the socket `path` of the service's root at the same path here, unless something stands there.
+
+        OSError where the root has no such path, or it cannot be mounted.
+        """
+        self._request("socket", path=path)
 
     def exists(self, path: str) -> bool:
         """Whether `path` is there, as the service's root has it."""

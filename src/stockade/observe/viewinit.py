@@ -14,6 +14,7 @@ import re
 import select
 import signal
 import socket
+import stat
 import sys
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from ..kernel.mount import (
     OPEN_TREE_CLONE,
     mount,
     mount_setattr,
+    move_mount,
     open_tree,
 )
 from ..kernel.namespaces import (
@@ -42,7 +44,7 @@ from ..kernel.namespaces import (
     unshare,
 )
 from .protocol import Message, receive, send
-from .seeding import plant
+from .seeding import place, plant
 from .viewtree import ROOT_LINK, TRACE_DIRECTORY, Tree
 
 __all__ = ["main"]
@@ -228,6 +230,25 @@ class _Init:
     def _do_seed(self, request: Message, _: list[int]) -> tuple[Message, tuple[int, ...]]:
         for seed in request["seeds"]:
             plant(seed)
+        return {}, ()
+
+    def _do_socket(self, request: Message, _: list[int]) -> tuple[Message, tuple[int, ...]]:
+        """Show a socket of the service's root at its own path, where nothing stands.
+
+        Its name is the service's choice, of which clients must get nothing but a socket: the inode is mounted, no
+        link is made that leads to whatever stands there later.
+        """
+        path = place(request["path"])
+        with contextlib.ExitStack() as stack:
+            root = os.open(ROOT_LINK, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, root)
+            found = beneath.openat2(root, request["path"], os.O_PATH | os.O_CLOEXEC, resolve=beneath.RESOLVE_IN_ROOT)
+            stack.callback(os.close, found)
+            if stat.S_ISSOCK(os.fstat(found).st_mode) and not os.path.lexists(path):
+                tree = open_tree(found, "", OPEN_TREE_CLONE | AT_EMPTY_PATH)
+                stack.callback(os.close, tree)
+                plant({"path": path, "type": "file", "content": "", "mode": 0o600, "uid": 0, "gid": 0, "target": ""})
+                move_mount(tree, path)
         return {}, ()
 
     def _do_which(self, request: Message, _: list[int]) -> tuple[Message, tuple[int, ...]]:

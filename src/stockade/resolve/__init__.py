@@ -9,7 +9,7 @@ from .closure import require_command, resolve
 from .packages import PackageIndex
 
 if TYPE_CHECKING:
-    from .gap import gaps
+    from .gap import gaps, obstacles
     from .summing import Step, Summary, chain, summary
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "chain",
     "gaps",
     "ldso",
+    "obstacles",
     "packages",
     "require_command",
     "resolve",
@@ -27,7 +28,10 @@ __all__ = [
 ]
 
 # Imported at first use: a build that tries nothing compares and sums up nothing.
-_HOMES = {"gaps": "gap", "Step": "summing", "Summary": "summing", "chain": "summing", "summary": "summing"}
+_HOMES = {
+    "gaps": "gap", "obstacles": "gap",
+    "Step": "summing", "Summary": "summing", "chain": "summing", "summary": "summing",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -134,11 +134,18 @@ def _home(host: Host, spec: Spec) -> str:
 
 
 def _gaps(collector: Collector, gaps: Sequence[Gap], observed: Observed, touched: dict[str, bool]) -> None:
-    """Add what verify rounds found missing. What can't be added is left as a false positive, so that it ends there."""
+    """Add what verify rounds found missing, and take away what was in the way.
+
+    What can't be added is left as a false positive, so that it ends there.
+    """
     from .workplace import Workplaces
 
     workplaces = Workplaces(collector, {})
     for gap in gaps:
+        if gap.error == "EEXIST":
+            for path in [path for path in collector.work if f"{path}/".startswith(f"{gap.path}/")]:
+                del collector.work[path]
+            continue
         round_ = f"round {gap.round}: " if gap.round else ""
         evidence = Evidence(kind="gap", detail=f"{round_}{gap.operation} failed with {gap.error}, {gap.reason}")
         touched[gap.path] = True

@@ -11,7 +11,7 @@ from .history import WRITES, follows, place
 from .host import Host
 from .rules import rules
 
-__all__ = ["gaps"]
+__all__ = ["gaps", "obstacles"]
 
 _MISSING = frozenset({"ENOENT", "ENOTDIR", "EACCES", "ENXIO"})
 _MISSING_WRITE = _MISSING | {"EROFS"}
@@ -25,6 +25,21 @@ def gaps(outside: Trace, inside: Trace, closure: Closure, *, root: str = "/") ->
     end: each adds something or is the last. Sorted by path.
     """
     return _Comparison(outside, closure, Host(root)).gaps(inside)
+
+
+def obstacles(outside: Trace, inside: Trace, closure: Closure) -> tuple[Gap, ...]:
+    """Directories made for the service that it made itself outside, and could not inside, because they are there.
+
+    Most programs go on then. One that failed needs them not to be there.
+    """
+    made = {access.path for access in outside.accesses if access.operation == "mkdir" and not access.error}
+    work = made & {directory.path for directory in closure.tmpfs}
+    found = {
+        access.path: Gap(path=access.path, operation="mkdir", error="EEXIST", reason="succeeded outside")
+        for access in inside.accesses
+        if access.operation == "mkdir" and access.error == "EEXIST" and access.path in work
+    }
+    return tuple(sorted(found.values()))
 
 
 class _Comparison:

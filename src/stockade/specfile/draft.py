@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import tomlkit
 
 from stockade.errors import UsageError
+from stockade.records.text import escape
 
 __all__ = ["derive", "exercise_command", "new"]
 
@@ -43,7 +45,8 @@ def new(
 ) -> str:
     """Return the TOML text of a spec: what was given, and as comments what else can be said.
 
-    `tcp` is the port whose opening shows that the service is ready.
+    `tcp` is the port whose opening shows that the service is ready. A command with a word that names something in
+    the caller's working directory is run there.
     """
     document = tomlkit.document()
     document.add(tomlkit.comment(f"What the jail `{name}` is for, and what it may do. Then: `stockade build {name}`."))
@@ -57,6 +60,9 @@ def new(
     service.add("command", _words(command))
     if user != "root":
         service.add("user", user)
+    directory = _directory(command[1:])
+    if directory:
+        service.add("directory", directory)
     if forks:
         service.add("forks", True)
     if tcp is not None:
@@ -119,6 +125,16 @@ def derive(recipe: str, name: str, exercises: Sequence[Sequence[str]] = ()) -> s
             entry.add("command", _words(exercise))
             known.append(entry)
     return tomlkit.dumps(document)
+
+
+def _directory(words: Sequence[str]) -> str:
+    """The working directory, where one of `words`, or what follows its `=`, is a path in it; "" else."""
+    for word in words:
+        for path in (word, word.partition("=")[2]):
+            if path and not os.path.isabs(path) and "\0" not in path and os.path.lexists(path):
+                directory = os.getcwd()
+                return "" if directory == "/" else escape(directory)
+    return ""
 
 
 def _words(words: Sequence[str]) -> tomlkit.items.Array:
