@@ -102,6 +102,12 @@ def test_start_that_does_not_wait_returns_at_once(home: Home) -> None:
     assert [jail["name"] for jail in home.ps()["jails"]] == ["late"]
 
 
+def test_service_that_is_always_busy_and_listens_nowhere_is_started_all_the_same(home: Home) -> None:
+    home.build("busy", "while :; do :; done", "ready = { timeout_s = 1 }")
+    home.good("start", "busy")
+    assert [jail["state"] for jail in home.ps()["jails"]] == ["running"]
+
+
 def test_service_that_is_never_ready_is_stopped_with_its_last_words(home: Home) -> None:
     home.build("never", "echo cannot find my configuration; exec sleep 100", "ready = { tcp = 81, timeout_s = 1 }")
     done = home.run("start", "never")

@@ -136,7 +136,7 @@ def _await(name: str, spec: Spec, ready: Ready, log: Callable[[], str], stack: c
             if conditions(ready):
                 await_ready(left, probe)
             else:
-                settle(probe, timeout_s=left.timeout_s, until_end=False)
+                settle(probe, timeout_s=left.timeout_s, until_end=False, at_most=True)
         except _LifeEnded:
             continue
         return

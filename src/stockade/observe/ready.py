@@ -129,11 +129,12 @@ def await_ready(ready: Ready, probe: Probe) -> None:
         time.sleep(_POLL_S)
 
 
-def settle(probe: Probe, *, timeout_s: float, until_end: bool) -> None:
+def settle(probe: Probe, *, timeout_s: float, until_end: bool, at_most: bool = False) -> None:
     """Without a condition: wait until the service ends, or does nothing for a while, or `timeout_s` is over.
 
     One that listens may still be starting: what it binds first need not be what clients come for. With `until_end`
-    idleness alone does not count: a command that sleeps goes on to its end.
+    idleness alone does not count: a command that sleeps goes on to its end. One that works and listens nowhere may
+    be a command that will end, and is waited for even longer, but `at_most`.
     """
     deadline = time.monotonic() + timeout_s
     ticks, since = -1, time.monotonic()
@@ -144,7 +145,7 @@ def settle(probe: Probe, *, timeout_s: float, until_end: bool) -> None:
             ticks, since = used, now
         listening = sockets(probe.pid, ignored=probe.ignored).listening
         idle = now - since >= _QUIET_S
-        if (idle and (listening or not until_end)) or (now > deadline and (idle or listening)):
+        if (idle and (listening or not until_end)) or (now > deadline and (idle or listening or at_most)):
             break
         time.sleep(_POLL_S)
     probe.check()
