@@ -134,7 +134,7 @@ def _build(spec: Spec, *, observe: bool, verify: bool, progress: Progress | None
             work.groups += missing.groups
             if missing.paths:
                 work.rounds.append(Round(number=len(work.rounds) + 1, added=missing.paths))
-            with work.stage("resolve", f"resolving {len(missing.paths)} paths that were missing inside"):
+            with work.stage("resolve", "resolving what was missing inside, or in the way"):
                 closure = _with_accounts(work, resolve.resolve(trace, spec, gaps=work.gaps))
     return _report(work, generation, (*closure.advice, *_status_advice(work, trace)))
 

@@ -32,6 +32,12 @@ def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
     return True
 
 
+def cpu_ticks(pid: int) -> int:
+    """CPU time of a process, in clock ticks (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """Open descriptors of a process and what they lead to."""
     found = {}

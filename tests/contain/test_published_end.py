@@ -31,17 +31,23 @@ def log() -> list[str]:
     return b"".join(contain.logs("test")).decode().split()
 
 
-@pytest.mark.parametrize("restart", ["no", "always"])
-def test_what_the_service_said_before_its_end_arrives(jail: Builder, restart: str) -> None:
+def started(jail: Builder, script: str, protocol: str = "tcp", restart: str = "no") -> int:
+    """A jail that runs `script` and says "up"; the port that its port 80 is published at."""
     port = free_port("127.0.0.1")
     jail(spec={
-        "service": {"command": ["/usr/bin/python3", "-I", "-c", SERVICE], "restart": restart},
-        "network": {"mode": "private", "publish": [f"127.0.0.1:{port}:80"]},
+        "service": {"command": ["/usr/bin/python3", "-I", "-c", script], "restart": restart},
+        "network": {"mode": "private", "publish": [f"127.0.0.1:{port}:80/{protocol}"]},
         "mounts": MOUNTS[:1],
     })  # fmt: skip
     contain.launch("test", detach=True).close()
-    init = contain.find("test").init_pid
     assert until(lambda: "up" in log(), seconds=SECONDS)
+    return port
+
+
+@pytest.mark.parametrize("restart", ["no", "always"])
+def test_what_the_service_said_before_its_end_arrives(jail: Builder, restart: str) -> None:
+    port = started(jail, SERVICE, restart=restart)
+    init = contain.find("test").init_pid
     with socket.socket() as client:
         client.settimeout(SECONDS)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -57,15 +63,8 @@ def test_what_the_service_said_before_its_end_arrives(jail: Builder, restart: st
 
 
 def test_a_client_that_takes_nothing_does_not_keep_the_port(jail: Builder) -> None:
-    port = free_port("127.0.0.1")
-    jail(spec={
-        "service": {"command": ["/usr/bin/python3", "-I", "-c", SERVICE]},
-        "network": {"mode": "private", "publish": [f"127.0.0.1:{port}:80"]},
-        "mounts": MOUNTS[:1],
-    })  # fmt: skip
-    contain.launch("test", detach=True).close()
+    port = started(jail, SERVICE)
     supervisor = contain.find("test").supervisor_pid
-    assert until(lambda: "up" in log(), seconds=SECONDS)
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"?")
         assert until(lambda: not exists(supervisor), seconds=SECONDS)
@@ -89,14 +88,7 @@ while True:
 
 
 def test_peers_that_were_answered_make_room_before_those_that_wait(jail: Builder) -> None:
-    port = free_port("127.0.0.1")
-    jail(spec={
-        "service": {"command": ["/usr/bin/python3", "-I", "-c", ECHO]},
-        "network": {"mode": "private", "publish": [f"127.0.0.1:{port}:80/udp"]},
-        "mounts": MOUNTS[:1],
-    })  # fmt: skip
-    contain.launch("test", detach=True).close()
-    assert until(lambda: "up" in log(), seconds=SECONDS)
+    port = started(jail, ECHO, "udp")
     with ExitStack() as stack:
         for at_once in (1,) * 300 + (250,):  # together more than the forwarder keeps
             peers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(at_once)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import BUSYBOX, Builder, make_lock, make_rootfs
-from processes import children, exists, status, until
+from processes import children, cpu_ticks, exists, status, until
 
 from stockade import contain, places
 from stockade.contain import starting, wire
@@ -141,11 +141,6 @@ def test_log_that_may_not_grow_does_not_end_the_jail(jail: Builder) -> None:
     assert until(Path(f"/proc/{running.init_pid}/root/tmp/done").exists)
     assert exists(running.supervisor_pid)
     assert log_path("test").stat().st_size == 1 << 19
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def test_forwarder_without_a_free_descriptor_waits_and_goes_on(jail: Builder) -> None:

@@ -12,11 +12,10 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conftest import Builder, output
-from processes import until
+from processes import cpu_ticks, until
 
 from stockade import contain
 from stockade.contain.communicate import communicate
@@ -33,11 +32,6 @@ def full_pipe() -> Iterator[tuple[int, int]]:
     yield reader, writer
     os.close(reader)
     os.close(writer)
-
-
-def processor_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def read_to_end(descriptor: int) -> bytes:
@@ -127,9 +121,9 @@ def test_input_that_has_ended_and_is_not_taken_costs_no_processor(jail: Builder)
             if jailed.stdin.write(b"x" * 4096) is not None:
                 end = time.monotonic() + 0.3
         jailed.stdin.close()
-        before = processor_ticks(jailed.supervisor_pid)
+        before = cpu_ticks(jailed.supervisor_pid)
         time.sleep(1)
-        assert processor_ticks(jailed.supervisor_pid) - before < 20
+        assert cpu_ticks(jailed.supervisor_pid) - before < 20
 
 
 def test_a_terminal_is_raw_again_when_a_stopped_command_goes_on(jail: Builder) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stockade.kernel import userns
@@ -84,7 +84,7 @@ def _make(
         spread(missing(lock, volumes), worker)
 
 
-@contextlib.contextmanager
+@contextmanager
 def alone(volumes: Path) -> Iterator[None]:
     """The right to make and replace volumes below `volumes`. What is left half made, now or by a kill, is removed."""
     descriptor = os.open(volumes, _DIRECTORY)
@@ -106,11 +106,11 @@ def _sweep(volumes: Path) -> None:
 
 
 def _fill(found: LockDirectory, rootfs: Path, fresh: Path, owners: tuple[int, int] | None) -> None:
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         target = os.open(fresh, _DIRECTORY)
         stack.callback(os.close, target)
         root = stack.enter_context(Root.open(rootfs))
-        with contextlib.suppress(FileNotFoundError):  # its place is made at launch, on a tmpfs
+        with suppress(FileNotFoundError):  # its place is made at launch, on a tmpfs
             source = root.openat(unescape(found.path), _DIRECTORY, follow=True)
             stack.callback(os.close, source)
             _copy_entries(source, target, owners)
@@ -141,7 +141,7 @@ def _copy_entries(source: int, target: int, owners: tuple[int, int] | None) -> N
                 os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _opened(name: str, flags: int, directory: int | None) -> Iterator[int]:
     descriptor = os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:

@@ -129,7 +129,7 @@ def _written(trace: Trace, lock: Lock) -> dict[str, LockDirectory]:
 
 
 def _above(path: str) -> Iterator[str]:
-    while path not in ("/", "//", ""):
+    while path != "/":
         yield path
         path = os.path.dirname(path)
 
