@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from .sortedtable import SortedTable
+from .hashedtable import HashedTable
 
 __all__ = ["PackageIndex"]
 
@@ -38,13 +38,13 @@ class PackageIndex:
         database = Path(root) / "var/lib/dpkg"
         known: _Known | None = None
         if cache is not None:
-            known = SortedTable.open(cache, _state(database))
+            known = HashedTable.open(cache, _state(database))
         if known is None:
             known = read = _read(database / "info") | _versions(database / "status")
             if cache is not None:
                 # The next build reads the lists again, that is all.
                 with contextlib.suppress(OSError):
-                    SortedTable.write(cache, _state(database), read)
+                    HashedTable.write(cache, _state(database), read)
         return cls(known, _diversions(database / "diversions"))
 
     def owner(self, path: str) -> tuple[str, str] | None:
