@@ -121,6 +121,20 @@ def test_wrong_part_of_a_list_is_named(lines: list[str], message: str, hint: str
     assert refused(with_service(*lines)) == (message, hint)
 
 
+def test_low_port_of_a_socket_that_the_service_is_given_is_no_port_of_a_jail() -> None:
+    network = '[network]\nmode = "host"\nlisten = ["127.0.0.1:22"]\n'
+    assert specfile.loads(f"{MINIMAL}ready = {{ tcp = 22 }}\n{network}", "web.toml").network.listen == ("127.0.0.1:22",)
+
+
+def test_no_socket_is_given_to_a_service_in_a_guest() -> None:
+    message, hint = refused(f'walls = ["jail", "vm"]\n{MINIMAL}[network]\nlisten = ["8080"]\n')
+    assert message == (
+        "web.toml:6: `listen` in `[network]` is not for a jail with a machine among its walls: "
+        "no socket goes into a guest"
+    )
+    assert hint == "`publish` opens a port of this host that leads to one of the guest"
+
+
 def test_example_of_a_key_is_its_default() -> None:
     assert refused(f'walls = "jail"\n{MINIMAL}')[1] == 'for example `walls = ["jail"]`'
 
@@ -191,6 +205,12 @@ def test_mark_and_line_ends_of_windows_editors_are_no_mistake(home: Path, end: s
             ["[network]", 'mode = "host"', 'publish = ["80:80"]'],
             'web.toml:6: `publish` in `[network]` needs `mode = "private"`, not `"host"`',
             'set `mode = "private"`',
+        ),
+        (
+            ["[network]", 'mode = "host"', 'listen = ["23"]', "[service.ready]", "tcp = 22"],
+            'web.toml:5: port 22 cannot be opened with `mode = "host"` in `[network]`: '
+            "no port of the host below 1024 is a jail's to open",
+            'publish it instead: `mode = "private"`, `publish = ["22:22"]`',
         ),
         (
             ["[network]", 'mode = "private"', 'publish = ["80:808080"]'],
@@ -435,6 +455,8 @@ def test_any_command_comes_back_from_a_new_spec_as_it_was(words: list[str]) -> N
     [
         (["server.rb"], True), (["-m", "conf/app.cfg"], True), (["--config=conf/app.cfg"], True), (["."], True),
         (["/server.rb"], False), (["absent.rb"], False), (["-m", "http.server"], False), ([], False),
+        (["-c", "cp -r conf /tmp/a && cd /tmp"], True), (["-c", "exec <conf/app.cfg"], True),
+        (["-c", "cat /conf absent"], False), (["-e", "load 'server.rb'"], True),
     ],
 )  # fmt: skip
 def test_a_command_that_names_something_in_the_working_directory_is_run_there(
@@ -444,6 +466,19 @@ def test_a_command_that_names_something_in_the_working_directory_is_run_there(
     for name in ("server.rb", "conf/app.cfg"):
         (home / name).touch()
     service = specfile.loads(specfile.new("web", ["/usr/bin/ruby", *words]), "web.toml").service
+    assert service.directory == (str(home) if there else "/")
+
+
+@pytest.mark.parametrize(
+    ("program", "there"), [("./serve", True), ("bin/serve", True), ("serve", False), ("/usr/bin/serve", False)]
+)
+def test_a_program_named_by_its_place_in_the_working_directory_is_run_there(
+    home: Path, program: str, there: bool
+) -> None:
+    (home / "bin").mkdir()
+    for name in ("serve", "bin/serve"):
+        (home / name).touch()
+    service = specfile.loads(specfile.new("web", ["/usr/bin/serve"], program=program), "web.toml").service
     assert service.directory == (str(home) if there else "/")
 
 

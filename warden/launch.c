@@ -306,7 +306,7 @@ static struct child open_channels(const struct plan *plan, bool own_pid1, struct
     child.channel = ends[0];
     theirs->channel = ends[1];
     /* Out of the way of the numbers that passed descriptors get: until the exec failures go through it. */
-    if (plan_next(plan, OP_PASS, NULL) != NULL) {
+    if (settings_numbered(plan)) {
         theirs->channel = fcntl(ends[1], F_DUPFD_CLOEXEC, PASS_MOST + 1);
         if (theirs->channel < 0)
             fail("descriptors", "channel");

@@ -42,7 +42,7 @@ static const struct shape {
     [OP_FORKS] = {NOTHING, {0, 0, 0, 0}},
     [OP_LIFELINE] = {NOTHING, {0, 0, 0, 0}},
     [OP_TERMINAL] = {NOTHING, {UINT16_MAX, UINT16_MAX, 0, 0}},
-    [OP_GATE] = {NOTHING, {FD, 0, 0, 0}},
+    [OP_GATE] = {NOTHING, {FD, FLAG, 0, 0}},
     [OP_STATUS] = {NOTHING, {FD, 0, 0, 0}},
     [OP_STATE] = {NOTHING, {FD, 0, 0, 0}},
     [OP_LOG] = {STRING, {INT64_MAX, 99, 0, 0}},

@@ -37,7 +37,8 @@ enum op {
     OP_FORKS = 15,        /* the jail lives while any process does */
     OP_LIFELINE = 16,     /* the jail ends with its supervisor */
     OP_TERMINAL = 17,     /* a: rows; b: columns of a pty of the jail's own */
-    OP_GATE = 18,         /* a: fd; wait for one byte before the exec */
+    OP_GATE = 18,         /* a: fd; wait for one byte before the exec; b: 1 when it is a socket, on which a message
+                             MESSAGE_GO brings descriptors, for the service's numbers from 3 on, in place of OP_PASS */
     OP_STATUS = 19,       /* a: fd that gets the report lines */
     OP_STATE = 20,        /* a: fd of a file that keeps the report lines; its lock is held */
     OP_LOG = 21,          /* log file; a: size at which it is rotated; b: old ones kept */

@@ -81,10 +81,13 @@ static void pass_descriptors(const struct plan *plan, int *gate)
     int high[PASS_LIMIT];
     size_t count = 0;
 
-    if (plan_next(plan, OP_PASS, NULL) == NULL)
+    if (!settings_numbered(plan))
         return;
-    if (*gate >= 0)
+    if (*gate >= 0) {
         *gate = fcntl(*gate, F_DUPFD_CLOEXEC, PASS_MOST + 1);
+        if (*gate < 0)
+            fail("descriptors", "gate");
+    }
     while ((record = plan_next(plan, OP_PASS, record)) != NULL && count < PASS_LIMIT) {
         high[count] = fcntl((int)record->a, F_DUPFD_CLOEXEC, PASS_MOST + 1);
         if (high[count++] < 0)
@@ -247,19 +250,43 @@ static void default_signals(void)
         fail("signals", "sigprocmask");
 }
 
-/* Dumpable, or strace of an ordinary user could not attach and `strace -y` would lose its paths. */
-static void wait_at_gate(int gate, int channel)
+static bool byte_comes(int gate)
 {
     char byte;
     ssize_t got;
 
-    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0)
-        fail("gate", "dumpable");
-    channel_send(channel, MESSAGE_GATED, 0, "", 0, NULL, 0);
     do
         got = read(gate, &byte, 1);
     while (got < 0 && errno == EINTR);
-    if (got != 1) {
+    return got == 1;
+}
+
+/* Nothing is open from 3 on, so the kernel gives them the numbers that they are to have. */
+static bool descriptors_come(int gate)
+{
+    struct message message;
+
+    if (!channel_receive(gate, &message) || message.kind != MESSAGE_GO)
+        return false;
+    refuse_directories(message.fds, message.fd_count);
+    for (size_t i = 0; i < message.fd_count; i++) {
+        if (message.fds[i] != STDERR_FILENO + 1 + (int)i) {
+            errno = EPROTO;
+            fail("gate", "descriptors");
+        }
+        if (fcntl(message.fds[i], F_SETFD, 0) != 0)
+            fail("gate", "descriptors");
+    }
+    return true;
+}
+
+/* Dumpable, or strace of an ordinary user could not attach and `strace -y` would lose its paths. */
+static void wait_at_gate(const struct plan *plan, int gate, int channel)
+{
+    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0)
+        fail("gate", "dumpable");
+    channel_send(channel, MESSAGE_GATED, 0, "", 0, NULL, 0);
+    if (!(settings_gate_brings(plan) ? descriptors_come(gate) : byte_comes(gate))) {
         errno = ECANCELED;
         fail("gate", "closed");
     }
@@ -389,7 +416,7 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
     if (ruleset >= 0)
         close(ruleset);
     if (gate >= 0)
-        wait_at_gate(gate, channel);
+        wait_at_gate(plan, gate, channel);
     filters(plan);
     execute(argv, variables);
     fail("exec", argv[0]);

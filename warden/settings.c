@@ -37,6 +37,15 @@ static const char *string(const struct plan *plan, enum op op)
     return record == NULL ? NULL : record->data;
 }
 
+void settings_descriptors(struct settings *settings, const struct plan *plan)
+{
+    settings->status = descriptor(plan, OP_STATUS);
+    settings->state = descriptor(plan, OP_STATE);
+    settings->gate = descriptor(plan, OP_GATE);
+    settings->leash = descriptor(plan, OP_LEASH);
+    settings->enter = descriptor(plan, OP_ENTER);
+}
+
 void settings_read(struct settings *settings, const struct plan *plan, const char *base)
 {
     const struct record *ids = need(plan, OP_IDS, "no ids");
@@ -52,11 +61,6 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
         .terminal = terminal != NULL,
         .rows = terminal == NULL ? 0 : (unsigned short)terminal->a,
         .columns = terminal == NULL ? 0 : (unsigned short)terminal->b,
-        .status = descriptor(plan, OP_STATUS),
-        .state = descriptor(plan, OP_STATE),
-        .gate = descriptor(plan, OP_GATE),
-        .leash = descriptor(plan, OP_LEASH),
-        .enter = descriptor(plan, OP_ENTER),
         .uid = (uid_t)ids->a,
         .gid = (gid_t)ids->b,
         .capabilities = need(plan, OP_CAPABILITIES, "no capabilities")->a,
@@ -67,6 +71,7 @@ void settings_read(struct settings *settings, const struct plan *plan, const cha
         .ephemeral = number(plan, OP_EPHEMERAL, 0),
         .instance = string(plan, OP_INSTANCE),
     };
+    settings_descriptors(settings, plan);
     if (settings->detach)
         settings->restart = plan_last(plan, OP_RESTART);
     if (settings->base == NULL)
@@ -96,6 +101,18 @@ static size_t descriptors(const struct plan *plan, enum op op, int *fds, size_t 
 size_t settings_passed(const struct plan *plan, int *fds, size_t room)
 {
     return descriptors(plan, OP_PASS, fds, room);
+}
+
+bool settings_gate_brings(const struct plan *plan)
+{
+    const struct record *gate = plan_last(plan, OP_GATE);
+
+    return gate != NULL && gate->b != 0;
+}
+
+bool settings_numbered(const struct plan *plan)
+{
+    return plan_next(plan, OP_PASS, NULL) != NULL || settings_gate_brings(plan);
 }
 
 size_t settings_helpers(const struct plan *plan, int *fds, size_t room)

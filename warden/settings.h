@@ -24,13 +24,22 @@ struct settings {
     const struct record *restart;   /* NULL: one life */
 };
 
+/* The descriptors alone, of which a plan that lacks the rest may have some. */
+void settings_descriptors(struct settings *settings, const struct plan *plan);
+
 /* `base` is used where the plan names none. Fails with EINVAL where a record that every launch needs is missing. */
 void settings_read(struct settings *settings, const struct plan *plan, const char *base);
 
 /* The descriptors that the service gets beyond 0, 1 and 2, as numbered outside; returns how many. */
 size_t settings_passed(const struct plan *plan, int *fds, size_t room);
 
-/* The descriptors that the supervisor holds, likewise. */
+/* Whether descriptors for the service come through its gate. */
+bool settings_gate_brings(const struct plan *plan);
+
+/* Whether the service gets descriptors beyond 0, 1 and 2 at all: their numbers must be free then. */
+bool settings_numbered(const struct plan *plan);
+
+/* The descriptors that the supervisor holds, as numbered outside; returns how many. */
 size_t settings_kept(const struct plan *plan, int *fds, size_t room);
 
 /* The descriptors that the helpers get, likewise. */

@@ -21,7 +21,7 @@ from .contain.starting import alone, log_path
 from .errors import NotFoundError, ServiceError, StateError
 from .kernel.beneath import Root
 from .records.publish import parse_listen
-from .records.spec import Ready, Spec
+from .records.spec import Ready, Spec, ready_beside
 from .records.text import portable
 
 if TYPE_CHECKING:
@@ -105,12 +105,7 @@ def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozens
     `listening_at` are ports that it was given open: no socket of its own will show there.
     """
     spec = _spec(contain.find(name).generation)
-    ready = spec.service.ready
-    if listening_at & {ready.tcp, ready.udp}:
-        ready = msgspec.structs.replace(
-            ready, tcp=None if ready.tcp in listening_at else ready.tcp,
-            udp=None if ready.udp in listening_at else ready.udp,
-        )  # fmt: skip
+    ready = ready_beside(spec.service.ready, listening_at)
     try:
         with contextlib.ExitStack() as stack:
             _await(name, spec, ready, log, stack)

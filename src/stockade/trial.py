@@ -51,7 +51,8 @@ Progress = Callable[[str], None]
 class Trial:
     """What a run inside showed. `failure` is why the service never became ready, None when it did.
 
-    `status` is that of a service that ended by itself, None for one that ran until it was stopped. `stopped`: it
+    `ready_s` is the time until then, in seconds. `status` is that of a service that ended by itself, None for one that
+    ran until it was stopped. `stopped`: it
     ended when it was told to, and did not have to be killed. `crashed`: that end was one by a fault of its own, such as
     an assertion.
     """
@@ -63,6 +64,7 @@ class Trial:
     status: int | None = None
     stopped: bool = True
     crashed: bool = False
+    ready_s: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -99,10 +101,10 @@ def try_inside(
     volumes = _volumes(generation, lock, made, ids=ids, uid=plan.uid, gid=plan.gid, store=store)
     with volumes, os.fdopen(os.memfd_create("log"), "rb", buffering=0) as log:
         (scratch / "plan").write_bytes(contain.encode(plan))
-        # With its command named the launch publishes no port.
+        # With its command named the launch opens no port; sockets of the jail's own network come through the gate.
         with contain.launch_generation(
             generation, name=instance, argv=plan.argv, plan=contain.encode(plan), gate=True, stdin=subprocess.DEVNULL,
-            stdout=log.fileno(), stderr=log.fileno(),
+            stdout=log.fileno(), stderr=log.fileno(), at_gate=len(spec.network.listen),
         ) as jail:
             seen = observe.inside(
                 spec,
@@ -122,7 +124,8 @@ def try_inside(
             status = jail.wait(_END_SECONDS)
     stopped = seen.seconds["stop"] < spec.service.stop_timeout_s
     return Trial(
-        seen.trace, seen.exercises, seen.failure, seen.log, status if seen.ended else None, stopped, status in _CRASHES
+        seen.trace, seen.exercises, seen.failure, seen.log, status if seen.ended else None, stopped, status in _CRASHES,
+        seen.seconds["start"],
     )  # fmt: skip
 
 

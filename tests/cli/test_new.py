@@ -24,6 +24,15 @@ def test_new_from_a_command_writes_a_spec_that_loads_and_prints_its_path(stockad
     assert spec.exercises[0].command == ("curl", "-sf", "http://127.0.0.1/")
 
 
+def test_new_names_the_sockets_that_a_command_is_given_in_their_order(stockade: Run, home: Path) -> None:
+    words = ["new", "web", "--listen", "8080", "--listen", "[::1]:53/udp", "--", "sleep", "9"]
+    assert stockade(*words).returncode == 0
+    assert specfile.load(home / "config" / "web.toml").network.listen == ("8080", "[::1]:53/udp")
+    done = stockade("new", "other", "--listen", "web:80", "--", "sleep", "9")
+    assert "`listen` in `[network]`: cannot read `web:80` as `[ADDRESS:]PORT[/tcp|/udp]`" in done.stderr
+    assert done.returncode == 2 and not (home / "config" / "other.toml").exists()
+
+
 def test_new_by_the_name_of_a_recipe_copies_it_byte_for_byte(stockade: Run, home: Path) -> None:
     assert stockade("new", "sshd").returncode == 0
     assert (home / "config" / "sshd.toml").read_bytes() == specfile.recipe("sshd").read_bytes()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from conftest import Builder
@@ -12,7 +14,8 @@ from processes import until
 
 from stockade import contain, lifecycle
 from stockade.contain.network import open_listener
-from stockade.errors import UsageError
+from stockade.contain.starting import current
+from stockade.errors import UsageError, WallError
 
 COUNT = "i=3; while test -e /proc/self/fd/$i; do i=$((i + 1)); done; echo $((i - 3)) of $LISTEN_FDS; sleep 60"
 
@@ -63,6 +66,41 @@ def test_other_sockets_than_the_specs_make_a_service_ready_too(jail: Builder) ->
     service = {"command": ["/bin/sleep", "60"], "ready": {"tcp": named, "timeout_s": 3}}
     jail(spec={"service": service, "network": {"listen": [str(named)]}})
     assert lifecycle.start("test", listen=[str(other)]).pid
+
+
+@pytest.mark.parametrize("open_files", [None, 40])
+def test_sockets_that_come_through_the_gate_are_the_service_s(jail: Builder, open_files: int | None) -> None:
+    jail(spec={"limits": {"open_files": open_files}})
+    with ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).fileno() for _ in range(32)]
+        given = stack.enter_context(at_gate(32))
+        given.release(opened)
+        assert given.stdout is not None and given.stdout.read() == b"%d of 32\n" % 32
+
+
+def test_directory_never_comes_through_the_gate(jail: Builder, tmp_path: Path) -> None:
+    jail()
+    descriptor = os.open(tmp_path, os.O_PATH)
+    try:
+        with at_gate(1) as given, pytest.raises(WallError, match="a directory is open there"):
+            given.release([descriptor])
+    finally:
+        os.close(descriptor)
+
+
+def test_gate_that_closes_with_no_socket_ends_the_launch(jail: Builder) -> None:
+    jail()
+    given = at_gate(1)
+    given.close()
+    assert until(lambda: contain.running() == ())
+
+
+def at_gate(count: int) -> contain.Running:
+    """A jail whose service waits for so many sockets."""
+    command = ["/bin/sh", "-c", COUNT.partition("; sleep")[0]]
+    return contain.launch_generation(
+        current("test"), name="test", argv=command, gate=True, at_gate=count, stdout=subprocess.PIPE
+    )
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:

@@ -51,7 +51,7 @@ class Jail:
         given: dict[str, object] = {
             "pid": self.process.pid,
             "init_pid": self.view.pid,
-            "release": lambda: os.write(self.gate, b"g"),
+            "release": lambda sockets: os.write(self.gate, b"g"),
             "alive": lambda: self.process.wait(0) is None,
             "log": lambda: os.pread(self.view.log, 65536, 0).decode(),
             "run_inside": self.run_inside,
@@ -146,7 +146,7 @@ def test_the_gate_opens_only_when_the_tracer_is_attached() -> None:
     tracers = []
     with jail(spec) as stand_in:
 
-        def release() -> None:
+        def release(sockets: tuple[int, ...]) -> None:
             status = Path(f"/proc/{stand_in.process.pid}/status").read_text()
             tracers.append(int(status.partition("TracerPid:")[2].split()[0]))
             os.write(stand_in.gate, b"g")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -230,6 +231,24 @@ def test_gate_holds_the_program_back_until_it_is_opened(view: observe.View) -> N
         os.write(writer, b"g")
         assert process.wait(5) == 0 and view.exists("/srv/after")
     os.close(writer)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 32])
+def test_a_process_has_the_descriptors_that_it_is_given_and_no_others(view: observe.View, count: int) -> None:
+    """The view's own channel above all: whoever has it orders the first process about, which has every right."""
+    code = (
+        "import fcntl, os\nfor number in range(300):\n"
+        " try: fcntl.fcntl(number, fcntl.F_GETFD); print(number)\n except OSError: pass\n"
+        "print(os.environ.get('LISTEN_FDS'), os.environ.get('LISTEN_PID') in (None, str(os.getpid())))"
+    )
+    reader, writer = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as given, open(reader) as said:
+        with view.spawn(
+            ["/usr/bin/python3", "-c", code], environment={}, stdout=writer, sockets=[given.fileno()] * count
+        ) as process:
+            os.close(writer)
+            assert process.wait(10) == 0
+        assert said.read().split("\n")[:-1] == [*map(str, range(3 + count)), f"{count or None} True"]
 
 
 def test_orphans_are_reaped(view: observe.View) -> None:

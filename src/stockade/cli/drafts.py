@@ -30,7 +30,7 @@ def register(subparsers: Subparsers) -> None:
         help="write a spec, from a command or from a recipe",
         description="Write NAME.toml, with comments, for you to edit: from COMMAND, or else from the recipe RECIPE, "
         "or else from the recipe called NAME. A COMMAND with a word that names something in the caller's working "
-        "directory is run there.",
+        "directory, also within a shell's or an interpreter's text, is run there.",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help="name of the jail")
     parser.add_argument("--recipe", metavar="RECIPE", help="start from this recipe")
@@ -43,6 +43,10 @@ def register(subparsers: Subparsers) -> None:
         help="the account that runs COMMAND (default: root, or yours where you have no range of ids)",
     )  # fmt: skip
     parser.add_argument("--tcp", metavar="PORT", type=int, help="COMMAND is ready when this port is open")
+    parser.add_argument(
+        "--listen", metavar="[ADDRESS:]PORT", action="append", default=[],
+        help="a socket that COMMAND is given (LISTEN_FDS) and does not open itself; may be given more than once",
+    )  # fmt: skip
     parser.add_argument("--forks", action="store_true", help="COMMAND goes into the background by itself")
     parser.add_argument("--output", metavar="FILE", help="write to FILE; `-` is standard output")
     parser.add_argument("--force", action="store_true", help="replace a spec that is there")
@@ -87,6 +91,8 @@ def _from_command(arguments: argparse.Namespace) -> str:
         user=arguments.user or _default_user(),
         tcp=arguments.tcp,
         forks=arguments.forks,
+        listen=arguments.listen,
+        program=program,
     )
 
 

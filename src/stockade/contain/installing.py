@@ -15,7 +15,6 @@ from . import marker
 from .compile import compile_plan
 from .encoding import encode
 from .ids import for_jail
-from .network import refuse_too_many
 from .volumes import missing
 
 __all__ = ["control_groups", "install"]
@@ -29,9 +28,9 @@ def install(
 
     Volumes that are there get their size; while the jail runs that is left to its next launch, as is the making of
     those that are missing. `ids` are the jail's (default: those kept for it), `extra` mounts beyond those of spec and
-    lock. Errors as `compile_plan`, `allocate`, `resize`, `refuse_too_many` and OSError have them.
+    lock. Errors as `compile_plan`, `allocate`, `resize`, `marker.refuse_too_many` and OSError have them.
     """
-    refuse_too_many(given=len(spec.network.listen), published=len(spec.network.publish))
+    marker.refuse_too_many(given=len(spec.network.listen), published=len(spec.network.publish))
     ids = for_jail(spec.name) if ids is None else ids
     jail = Path(os.path.realpath(places.jail(spec.name)))
     volumes = jail / "volumes"

@@ -9,12 +9,13 @@ import select
 import signal as signals
 import time
 import weakref
+from collections.abc import Sequence
 from io import FileIO
 from types import TracebackType
 
 from stockade.errors import StateError, WallError
 
-from . import runfiles
+from . import descent, runfiles, wire
 from .failures import wall_error
 
 __all__ = ["LONGEST_POLL", "Running"]
@@ -132,12 +133,18 @@ class Running:
             "of the caller: `ulimit -v`, the memory limit of its control group",
         )
 
-    def release(self) -> None:
-        """Open the gate: the service is executed. StateError without a gate. WallError when the exec fails."""
+    def release(self, sockets: Sequence[int] = ()) -> None:
+        """Open the gate: the service is executed. StateError without a gate. WallError when the exec fails.
+
+        `sockets` are descriptors that it gets as 3, 4, …, as many as the launch was told to wait for.
+        """
         if self._gate is None:
             raise StateError(f"jail `{self.instance}` has no closed gate", hint="launch it with `gate=True`")
         with contextlib.suppress(BrokenPipeError):  # it was ended while it waited, as `started` will tell
-            os.write(self._gate, b"\n")
+            if sockets:
+                _bring(self._gate, sockets)
+            else:
+                os.write(self._gate, b"\n")
         os.close(self._gate)
         self._gate = None
         self.started()
@@ -189,7 +196,10 @@ class Running:
         return self._state.status
 
     def kill(self) -> None:
-        """End the jail at once: with PID 1 the kernel ends every process in it."""
+        """End the jail at once: with PID 1 the kernel ends every process in it. For an entered command as `interrupt`.
+        """
+        if self._state.init is None:
+            self.interrupt()  # first: the supervisor of an entered command kills no more than it started itself
         self._let_go()
         self._begin_no_more()
         # A supervisor that was just starting a further life reports it meanwhile.
@@ -207,11 +217,16 @@ class Running:
         runfiles.has_ended(self._state.init, _END_SECONDS)  # of a supervisor that was killed it is not told
 
     def interrupt(self) -> None:
-        """Kill the jail's processes and wait for nothing: what another thread than the one that waits may do."""
-        target = self._state.init or self._state.service
-        if target is not None and runfiles.is_alive(target):
+        """Kill the jail's processes and wait for nothing: what another thread than the one that waits may do.
+
+        Of a command that entered a jail its own process and all descendants; what it detached belongs to the jail.
+        """
+        init, service = self._state.init, self._state.service
+        if init is not None and runfiles.is_alive(init):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(target[0], signals.SIGKILL)
+                os.kill(init[0], signals.SIGKILL)
+        elif init is None and service is not None and runfiles.is_alive(service):
+            descent.end(service)
 
     def abandon(self) -> None:
         """Close every descriptor and forget the jail: in a child of fork(2) it is the parent's, which sees its end."""
@@ -308,6 +323,13 @@ class Running:
             with contextlib.suppress(ChildProcessError):
                 self._exit_code = os.waitstatus_to_exitcode(os.waitpid(self._warden, 0)[1])
             self._warden = None
+
+
+def _bring(gate: int, sockets: Sequence[int]) -> None:
+    import socket
+
+    with socket.socket(fileno=os.dup(gate)) as channel:
+        socket.send_fds(channel, [wire.GO], sockets)
 
 
 _ours: weakref.WeakSet[Running] = weakref.WeakSet()

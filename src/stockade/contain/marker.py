@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from stockade.errors import UsageError
+
 if TYPE_CHECKING:
     from stockade.records.launch import IdRange
     from stockade.records.spec import Network
 
-__all__ = ["Outside", "read", "write"]
+__all__ = ["Outside", "read", "refuse_too_many", "write"]
 
 _NAME = "network"
 _NOBODY = 65534
+#: What the warden takes: sockets for the service, and those together with the descriptors of its helpers.
+_MOST_GIVEN, _MOST_OPEN = 32, 53
 
 
 class Outside(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,3 +54,15 @@ def read(generation: Path) -> Outside | None:
         return msgspec.json.decode((generation / _NAME).read_bytes(), type=Outside)
     except FileNotFoundError:
         return None
+
+
+def refuse_too_many(*, given: int, published: int) -> None:
+    """UsageError for more sockets than a launch carries: `given` to the service, and `published` by the forwarder."""
+    most = _MOST_OPEN - 1 - given  # egress takes one
+    for what, count, limit in (("given to the service", given, _MOST_GIVEN), ("published", published, most)):
+        if count > limit:
+            raise UsageError(
+                f"{count} sockets are to be {what}, and a jail has {limit} at most",
+                hint="divide them among several jails; a service with many ports on the host's own addresses can have "
+                '`mode = "host"`',
+            )

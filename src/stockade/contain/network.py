@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from stockade.errors import HostError, UsageError
+from stockade.kernel.listening import listener
 from stockade.records.addresses import RESOLVER
 
 from . import marker, warden_path, wire
@@ -28,13 +29,7 @@ from .spawn import memory_file
 if TYPE_CHECKING:
     from stockade.records.publish import Published
 
-__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings", "refuse_too_many"]
-
-_BACKLOG = 4096
-_DATAGRAM_BYTES = 2 << 20
-#: What the warden takes: sockets for the service, and those together with the descriptors of its helpers.
-_MOST_GIVEN, _MOST_OPEN = 32, 53
-_SO_RCVBUFFORCE = 33
+__all__ = ["RESOLVER", "Connection", "connection", "open_listener", "openings"]
 
 # pasta's defaults would reach the host's own loopback and forward every port that is open on either side.
 _PASTA = (
@@ -106,18 +101,6 @@ def openings(generation: Path) -> tuple[str, ...]:
     return () if wanted is None else (*wanted.publish, *wanted.listen)
 
 
-def refuse_too_many(*, given: int, published: int) -> None:
-    """UsageError for more sockets than a launch carries: `given` to the service, and `published` by the forwarder."""
-    most = _MOST_OPEN - 1 - given  # egress takes one
-    for what, count, limit in (("given to the service", given, _MOST_GIVEN), ("published", published, most)):
-        if count > limit:
-            raise UsageError(
-                f"{count} sockets are to be {what}, and a jail has {limit} at most",
-                hint="divide them among several jails; a service with many ports on the host's own addresses can have "
-                '`mode = "host"`',
-            )
-
-
 def open_listener(text: str) -> int:
     """A socket for `[ADDRESS:]PORT[/tcp|/udp]`, listening where it is TCP, for a service that takes it over.
 
@@ -169,31 +152,10 @@ def _own_addresses() -> list[str]:
 
 def _listen(published: Published, doing: str = "publish") -> socket.socket:
     """A listening TCP or a bound UDP socket for a published port."""
-    family = socket.AF_INET6 if ":" in published.address else socket.AF_INET
-    kind = socket.SOCK_STREAM if published.protocol == "tcp" else socket.SOCK_DGRAM
-    made = socket.socket(family, kind | socket.SOCK_CLOEXEC)
     try:
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if kind == socket.SOCK_STREAM:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
-            _room(made)
-        made.bind((published.address, published.port))
-        if kind == socket.SOCK_STREAM:
-            made.listen(_BACKLOG)
+        return listener(published.address, published.port, datagrams=published.protocol == "udp")
     except OSError as error:
-        made.close()
         raise _refused(published, doing, error) from error
-    return made
-
-
-def _room(made: socket.socket) -> None:
-    """Many peers may ask at once: room for some thousand datagrams, where the kernel's default has it for 300."""
-    try:
-        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)
-    except PermissionError:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BYTES)  # net.core.rmem_max at most
 
 
 def _refused(published: Published, doing: str, error: OSError) -> HostError:

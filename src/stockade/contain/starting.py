@@ -16,11 +16,11 @@ from struct import pack
 from stockade import places
 from stockade.errors import NotFoundError, StateError
 
-from . import runfiles, wire
+from . import marker, runfiles, wire
 from .filesystem import marked
 from .identity import account
 from .jail import Running
-from .network import connection, refuse_too_many
+from .network import connection
 from .spawn import spawn
 
 __all__ = ["Streams", "alone", "current", "launch", "launch_generation"]
@@ -110,10 +110,12 @@ def launch_generation(
     sockets: Sequence[int] = (),
     records: Sequence[bytes] = (),
     plan: bytes | None = None,
+    at_gate: int = 0,
 ) -> Running:
     """`launch` for any generation, current, committed or neither. `name` is the instance (default: the jail's).
 
-    `plan` replaces the generation's own compiled plan.
+    `plan` replaces the generation's own compiled plan. `at_gate`: how many sockets `Running.release` brings, in place
+    of `sockets`.
     """
     jail = name or generation.parent.parent.name
     number = _serial()
@@ -143,8 +145,8 @@ def launch_generation(
         stack.push(lambda kind, error, trace: _unclaim(instance, state, interrupted=kind is not None))
         outside = stack.enter_context(connection(generation, publish=argv is None, listen=argv is None and not sockets))
         given = tuple(sockets) or tuple(outside.listening)
-        refuse_too_many(given=len(given), published=outside.published)
-        fragment += [*outside.records, *_sockets(given)]
+        marker.refuse_too_many(given=len(given), published=outside.published)
+        fragment += [*outside.records, *_sockets(given, at_gate)]
         os.write(state, os.fsencode(f"generation {generation}\nstarted {time.time():.3f}\n"))
         fragment.append(wire.record(wire.STATE, state))
         if detach:
@@ -158,7 +160,7 @@ def launch_generation(
         return start(
             instance, plan if plan is not None else os.fspath(generation / "plan"), fragment,
             streams=Streams(stdin, stdout, stderr), inherit=(held, state, *given, *outside.inherit), gate=gate,
-            detach=detach, wrapper=wrapper,
+            gate_brings=at_gate > 0, detach=detach, wrapper=wrapper,
         )  # fmt: skip
 
 
@@ -214,9 +216,12 @@ class Streams:
 
 def start(
     instance: str, plan: str | bytes, fragment: list[bytes], *, streams: Streams, inherit: tuple[int, ...], gate: bool,
-    detach: bool, wrapper: Sequence[str] = (),
+    detach: bool, gate_brings: bool = False, wrapper: Sequence[str] = (),
 ) -> Running:  # fmt: skip
-    """Start the warden and wait for its first word: executed, gated, or a WallError."""
+    """Start the warden and wait for its first word: executed, gated, or a WallError.
+
+    `gate_brings`: the gate is one that descriptors come through.
+    """
     theirs: list[int] = []
     mine: list[int] = []
 
@@ -228,10 +233,23 @@ def start(
         fragment.append(wire.record(op, their))
         return my
 
+    def channel() -> int:
+        import socket
+
+        my, their = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        theirs.append(their)
+        mine.append(my)
+        fragment.append(wire.record(wire.GATE, their, 1))
+        return my
+
     try:
         status = pipe(wire.STATUS, reader_is_theirs=False)
         leash = None if detach else pipe(wire.LEASH, reader_is_theirs=True)
-        opener = pipe(wire.GATE, reader_is_theirs=True) if gate else None
+        opener = None
+        if gate and gate_brings:
+            opener = channel()
+        elif gate:
+            opener = pipe(wire.GATE, reader_is_theirs=True)
         given = (streams.given[0], streams.given[1], streams.given[2])
         warden = spawn(plan, fragment, streams=given, inherit=(*inherit, *theirs), wrapper=wrapper)
     except BaseException:
@@ -306,14 +324,19 @@ def command_records(
     return records
 
 
-def _sockets(sockets: Sequence[int]) -> list[bytes]:
-    """Records that give the service these sockets, and say so as sd_listen_fds(3) and as nginx read it."""
-    if not sockets:
+def _sockets(sockets: Sequence[int], at_gate: int) -> list[bytes]:
+    """Records that give the service these sockets, or tell it of those that come through its gate.
+
+    It is told as sd_listen_fds(3) and as nginx read it.
+    """
+    if not (sockets or at_gate):
         return []
-    passed = [wire.record(wire.PASS, given, 3 + number) for number, given in enumerate(sockets)]
-    numbers = "".join(f"{3 + number};" for number in range(len(sockets)))
-    protocol = [wire.text(wire.ENV, variable) for variable in (f"LISTEN_FDS={len(sockets)}", f"NGINX={numbers}")]
-    return [*passed, *protocol, wire.text(wire.ENV, "LISTEN_PID=", numbers=(1,))]  # the warden adds the pid
+    from stockade.records.publish import FIRST_GIVEN, variables
+
+    passed = [wire.record(wire.PASS, given, FIRST_GIVEN + number) for number, given in enumerate(sockets)]
+    protocol = variables(len(sockets) + at_gate).items()
+    told = [wire.text(wire.ENV, f"{key}={value}") for key, value in protocol]
+    return [*passed, *told, wire.text(wire.ENV, "LISTEN_PID=", numbers=(1,))]  # the warden adds the pid
 
 
 def terminal_record() -> bytes:

@@ -65,6 +65,9 @@ INSTANCE = 52
 
 RESTART_ON_FAILURE, RESTART_ALWAYS = 1, 2
 MAP_DIRECT, MAP_BY_HELPERS, MAP_SINGLE = range(3)
+#: What opens a gate that brings descriptors: the head of a MESSAGE_GO (warden/util.h).
+GO = (1).to_bytes(4, byteorder) + bytes(4)
+
 TREE_OWN, TREE_IDMAP, TREE_SUBMOUNTS, TREE_OPTIONAL, TREE_VOLUME, TREE_SIZED = 1, 2, 4, 8, 16, 32
 
 

@@ -1,4 +1,4 @@
-"""unshare(2), setns(2), sethostname(2), and why a host refuses a namespace. Sets up nothing inside."""
+"""unshare(2), setns(2), sethostname(2), the loopback of a new network, and why a host refuses a namespace."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 
 from .libc import check, function
@@ -18,6 +19,7 @@ __all__ = [
     "CLONE_NEWPID",
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
+    "loopback_address",
     "loopback_up",
     "reason",
     "refusal",
@@ -39,6 +41,16 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _IFREQ = struct.Struct("16sh22x")
+
+# include/uapi/linux/rtnetlink.h, netlink.h and if_addr.h
+_NETLINK_ROUTE = 0
+_RTM_NEWADDR = 20
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_F_NODAD = 0x2
+_DISCARD = 9  # RFC 863; connect(2) of a datagram socket asks for the route and sends nothing
+_ROUTE_TIMEOUT_S = 5.0
+_POLL_S = 0.005
 
 _unshare = function("unshare", ctypes.c_int)
 _setns = function("setns", ctypes.c_int, ctypes.c_int)
@@ -90,6 +102,40 @@ def loopback_up() -> None:
         answer = fcntl.ioctl(link, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         _, flags = _IFREQ.unpack(answer)
         fcntl.ioctl(link, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+
+
+def loopback_address(address: str) -> None:
+    """Give the interface `lo` of the current network namespace one more numeric address, as rtnetlink(7) says.
+
+    Returns once it can be reached; TimeoutError where that takes longer than five seconds.
+    """
+    import socket
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    body = struct.pack("=BBBBI", family, 8 * len(packed), _IFA_F_NODAD, 0, socket.if_nametoindex("lo"))
+    for kind in (_IFA_ADDRESS, _IFA_LOCAL):
+        body += struct.pack("=HH", 4 + len(packed), kind) + packed
+    head = struct.pack("=IHHII", 16 + len(body), _RTM_NEWADDR, _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as link:
+        link.send(head + body)
+        answer = link.recv(4096)
+    code = -struct.unpack_from("=i", answer, 16)[0]  # struct nlmsgerr behind the header; 0 acknowledges
+    if code:
+        raise OSError(code, os.strerror(code), address)
+    _await_route(family, address)
+
+
+def _await_route(family: int, address: str) -> None:
+    """The kernel makes the route to an address of IPv6 a moment later."""
+    import socket
+
+    deadline = time.monotonic() + _ROUTE_TIMEOUT_S
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        while asking.connect_ex((address, _DISCARD)) != 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "no route comes to be", address)
+            time.sleep(_POLL_S)
 
 
 def reason(code: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Message", "receive", "send"]
 
 _LENGTH = struct.Struct("!I")
-_MOST_DESCRIPTORS = 8
+_MOST_DESCRIPTORS = 64
 _MOST_BYTES = 256 * 1024 * 1024
 
 Message = dict[str, Any]

@@ -15,15 +15,19 @@ import msgspec
 from ..errors import ExerciseError, ServiceError
 from ..records.exercise import ExerciseResult, Outcome
 from ..records.seed import Seed
-from ..records.spec import Exercise, Spec
+from ..records.spec import Exercise, Spec, ready_beside
+from ..records.text import escape
 from ..records.trace import Trace
 from . import tracer
 from .absent import cures
 from .exercise import CLIENT_ENVIRONMENT, Runner, client, communicate, perform, title
+from .given import given_ports, given_sockets
 from .parse import Recorded, parse, read
 from .process import Process
 from .ready import Probe, await_ready, conditions, settle
+from .scripts import with_lines
 from .service import LAST_WORDS_S, JailedService, ViewedService, check, until
+from .standins import stand_ins
 from .tracer import Tracer
 from .view import View
 from .viewtree import RUN, TRACE_DIRECTORY
@@ -32,6 +36,7 @@ __all__ = ["Attach", "Identity", "Observation", "inside", "outside", "root_of", 
 
 _LOG_TAIL = 64 * 1024
 _SYSLOG = "/dev/log"
+_MOST_STAND_INS = 8  # runs; each may show what the one before did not come to
 Progress = Callable[[str], None]
 #: Attaches strace to the process with that host id.
 Attach = Callable[[int], None]
@@ -55,6 +60,7 @@ class Observation:
 
     `status` is that of a command that ended by itself, `failure` why a service inside did not become ready,
     `seconds` the time that each step took. `ended`: all of a service inside had ended before it was stopped.
+    `stopped`: one outside ended when it was told to, and did not have to be killed.
     """
 
     trace: Trace
@@ -64,6 +70,7 @@ class Observation:
     failure: ServiceError | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     ended: bool = False
+    stopped: bool = True
 
 
 class _Steps:
@@ -105,18 +112,33 @@ def outside(
     early, ExerciseError if an exercise fails: then the program does not work outside a jail either.
 
     The run has no_new_privs, as every jail has, because that allows the fast way to trace. Where it fails after
-    a program with setuid, setgid or file capabilities was executed, it is done again without.
+    a program with setuid, setgid or file capabilities was executed, it is done again without. An ordinary user's run
+    that fails is done again with stand-ins for what it was refused to write to.
     """
     tracer.require()
     once = _Outside(spec, seeds, client_seeds, substitutions, identity, environment, _Steps(progress), syscalls)
     observation, error = once.observe()
     if error is not None and not syscalls and _privileged(observation.trace):
         once.steps.tell("once more, with setuid programs in force")
-        observation, error = replace(once, privileged=True).observe()
+        once = replace(once, privileged=True)
+        observation, error = once.observe()
+    for _ in range(_MOST_STAND_INS):
+        given = once.stand_ins(observation.trace) if error is not None or observation.status else ()
+        if not given:
+            break
+        once.steps.tell(f"once more, with what this user may not write to as copies: {_named(given)}")
+        once = replace(once, seeds=[*once.seeds, *given])
+        observation, error = once.observe()
     if error is not None:
         error.hint = "; ".join(filter(None, (error.hint, *cures(observation.trace, spec))))
         raise error
     return observation
+
+
+def _named(seeds: Sequence[Seed]) -> str:
+    """The paths of `seeds`, the first three of them."""
+    shown = ", ".join(f"`{escape(seed.path)}`" for seed in seeds[:3])
+    return f"{shown} and {len(seeds) - 3} more" if len(seeds) > 3 else shown
 
 
 def _privileged(trace: Trace) -> bool:
@@ -152,7 +174,10 @@ class _Outside:
             with steps.step("view", "making a view of the host"):
                 view = stack.enter_context(View.open(seeds=[*self.seeds, *self.client_seeds], single=self._single()))
             with steps.step("start", f"starting `{spec.service.command[0]}` outside a jail"):
-                process = self._spawn(view, recorded, spec.service.command, stdout=view.log, stderr=view.log)
+                with given_sockets(spec, view) as sockets:
+                    process = self._spawn(
+                        view, recorded, spec.service.command, stdout=view.log, stderr=view.log, sockets=sockets
+                    )
                 stack.enter_context(process)
                 service = ViewedService(view, process, spec.service)
                 probe = Probe(
@@ -177,12 +202,23 @@ class _Outside:
                         break
             status = service.status
             with steps.step("stop", "stopping it"):
-                service.stop()
+                stopped = service.stop()
             with steps.step("parse", "reading the trace"):
                 trace = parse(read(view.scratch, recorded), recorded, names=self.syscalls)
                 trace = _without(trace, RUN, seconds=steps.seconds["start"] + steps.seconds["exercises"])
+                trace = with_lines(trace, view.pid)
             log = _tail(view.log)
-        return Observation(trace, tuple(results), log, status, None, dict(steps.seconds)), error
+        seen = Observation(trace, tuple(results), log, status, None, dict(steps.seconds), stopped=stopped)
+        return seen, error
+
+    def stand_ins(self, trace: Trace) -> tuple[Seed, ...]:
+        """Further seeds for an ordinary user's run that was refused to write what its ids may write on the host."""
+        if os.geteuid() == 0:
+            return ()
+        identity = self.identity
+        return stand_ins(
+            trace, uid=identity.uid, groups=(identity.gid, *identity.groups), seeded={seed.path for seed in self.seeds}
+        )
 
     def _single(self) -> tuple[int, int] | None:
         return (self.identity.uid, self.identity.gid) if self.identity.uid else None
@@ -196,6 +232,7 @@ class _Outside:
         stdin: int | None = None,
         stdout: int,
         stderr: int,
+        sockets: Sequence[int] = (),
     ) -> Process:
         spec, identity = self.spec, self.identity
         prefix = f"t{len(recorded)}"
@@ -218,6 +255,7 @@ class _Outside:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
+            sockets=sockets,
         )
         recorded.append(
             Recorded(prefix, process.inner, skip=1 if view.manages_ids else 0, directory=spec.service.directory)
@@ -246,7 +284,7 @@ def service_environment(spec: Spec) -> dict[str, str]:
 
 def _started(spec: Spec, probe: Probe) -> ServiceError | None:
     """Wait until the service is ready, as the spec says or as far as can be told; why it never was."""
-    ready = spec.service.ready
+    ready = ready_beside(spec.service.ready, given_ports(spec))
     try:
         if conditions(ready):
             await_ready(ready, probe)
@@ -293,7 +331,7 @@ def inside(
     *,
     pid: int,
     init_pid: int,
-    release: Callable[[], None],
+    release: Callable[[tuple[int, ...]], None],
     alive: Callable[[], bool],
     log: Callable[[], str],
     run_inside: Callable[[Sequence[str], bytes, float, Attach], Outcome],
@@ -306,10 +344,11 @@ def inside(
     """The same exercises against a jail whose warden waits at its gate, with clients in its network.
 
     `pid` and `init_pid` are the host ids of the process that becomes the service and of the jail's first process;
-    `release` opens the gate, `alive` and `log` tell of the jail. `run_inside` runs a command behind the walls; while
-    the command waits at a gate it calls the function that it is given, which attaches strace. An ordinary user gives
-    `as_uid0_of` a process of the jail's user namespace. All exercises are run, and nothing is raised for one that
-    fails: the trace says what is missing. The service is stopped at the end, the jail is the caller's to end.
+    `release` opens the gate and gives the service these sockets, `alive` and `log` tell of the jail. `run_inside` runs
+    a command behind the walls; while the command waits at a gate it calls the function that it is given, which attaches
+    strace. An ordinary user gives `as_uid0_of` a process of the jail's user namespace. All exercises are run, and
+    nothing is raised for one that fails: the trace says what is missing. The service is stopped at the end, the jail is
+    the caller's to end.
     """
     steps = _Steps(progress)
     base = root_of(pid)
@@ -320,7 +359,8 @@ def inside(
             strace = stack.enter_context(
                 Tracer.attach(pid, directory=view.scratch, prefix="t", as_uid0_of=as_uid0_of, syscalls=syscalls)
             )
-            release()
+            with given_sockets(spec, view) as sockets:
+                release(sockets)
             service = JailedService(pid, init_pid, strace, spec.service, lambda: _traced(view.scratch), alive)
             probe = Probe(
                 pid=view.pid,

@@ -21,6 +21,7 @@ from ..kernel.capabilities import NAMES, last_capability
 from ..kernel.namespaces import reason, refusal
 from ..kernel.pidfd import pid_of
 from ..kernel.userns import subordinate
+from ..records.publish import variables
 from ..records.seed import Seed
 from . import idmap
 from .hostmounts import FRESH
@@ -54,6 +55,7 @@ class View:
         self._by_range = False
         self.apart = False
         """Whether /run/stockade/root is another root than the view's own: the service runs elsewhere."""
+        self._own_network = True
         self.manages_ids = True
         """Whether processes can be started as other ids: root, or a user with a subordinate range."""
 
@@ -130,6 +132,8 @@ class View:
                 if pid is not None:
                     given[name] = _namespace(pid, kind)
                     stack.callback(os.close, given[name])
+            if "network" in given:
+                self._own_network = os.fstat(given["network"]).st_ino != os.stat("/proc/self/ns/net").st_ino
             if ordinary and network_of is not None:
                 # setns(2) into a network namespace takes CAP_SYS_ADMIN in the user namespace that owns it.
                 given["user"] = _namespace(network_of, "user")
@@ -202,6 +206,14 @@ class View:
         """
         self._request("socket", path=path)
 
+    def listen(self, address: str, port: int, *, datagrams: bool) -> int:
+        """A socket in the view's network, bound to a numeric address and a port, for a service to take over.
+
+        An address that a network of its own lacks is given to its loopback; the host's is left as it is. OSError where
+        it cannot be bound.
+        """
+        return self._request("listen", address=address, port=port, datagrams=datagrams, adds=self._own_network)[1][0]
+
     def exists(self, path: str) -> bool:
         """Whether `path` is there, as the service's root has it."""
         return bool(self._request("exists", path=path)[0]["exists"])
@@ -238,13 +250,14 @@ class View:
         processor: int | None = None,
         gate: int | None = None,
         services: bool = True,
+        sockets: Sequence[int] = (),
     ) -> Process:
         """Start a program; descriptors left out are /dev/null, ids left out the view's own.
 
         With `services` it has none of the capabilities in HOST_REACHING. `before` is a command that
         executes the rest of its arguments (a tracer). `processor` pins it to one CPU. With a `gate` it waits, still
-        with every right, until a byte can be read from that descriptor, and ends if it closes. ServiceError where there
-        is no such program.
+        with every right, until a byte can be read from that descriptor, and ends if it closes. `sockets` it gets as 3,
+        4, …, and is told so as `records.publish.variables` has it. ServiceError where there is no such program.
         """
         program = self.which(arguments[0], environment=environment, directory=directory)
         if program is None:
@@ -265,10 +278,10 @@ class View:
             failed.callback(os.close, status_out)
             answer, descriptors = self._request(
                 "spawn",
-                (*standard, status_in, ours_out if gate is None else gate),
+                (*standard, status_in, ours_out if gate is None else gate, *sockets),
                 program=launched,
                 arguments=command if launched != program else [*arguments],
-                environment=dict(environment),
+                environment={**environment, **(variables(len(sockets)) if sockets else {})},
                 directory=directory,
                 umask=umask,
                 processor=processor,

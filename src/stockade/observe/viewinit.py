@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 from typing import Any, NoReturn
 
 from ..kernel import beneath
+from ..kernel.listening import listener
 from ..kernel.mount import (
     AT_EMPTY_PATH,
     AT_RECURSIVE,
@@ -39,21 +41,25 @@ from ..kernel.namespaces import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    loopback_address,
     loopback_up,
     setns,
     unshare,
 )
+from ..records.publish import FIRST_GIVEN
 from .protocol import Message, receive, send
 from .seeding import place, plant
 from .viewtree import ROOT_LINK, TRACE_DIRECTORY, Tree
 
 __all__ = ["main"]
 
+_FIRST_FREE = 256
 _PRIORITY = re.compile(rb"^<[0-9]{1,3}>")
 
 
 def main(descriptor: int) -> NoReturn:
     """Make a view as the first message on `descriptor` says, and serve it until the channel closes."""
+    os.set_inheritable(descriptor, False)  # whoever has it orders this process about
     channel = socket.socket(fileno=descriptor)
     order, received = receive(channel)
     given = dict(zip(order["descriptors"], received, strict=True))
@@ -218,12 +224,12 @@ class _Init:
             os.close(descriptor)
 
     def _do_spawn(self, request: Message, descriptors: list[int]) -> tuple[Message, tuple[int, ...]]:
-        *standard, status, gate = descriptors
+        standard, (status, gate), sockets = descriptors[:3], descriptors[3:5], descriptors[5:]
         pid = os.fork()
         if pid == 0:
-            _become(request, standard, status, gate)
+            _become(request, standard, sockets, status, gate)
         self._status[pid] = status
-        for descriptor in (*standard, gate):
+        for descriptor in (*standard, gate, *sockets):
             os.close(descriptor)
         return {"pid": pid}, (os.pidfd_open(pid),)
 
@@ -250,6 +256,18 @@ class _Init:
                 plant({"path": path, "type": "file", "content": "", "mode": 0o600, "uid": 0, "gid": 0, "target": ""})
                 move_mount(tree, path)
         return {}, ()
+
+    def _do_listen(self, request: Message, _: list[int]) -> tuple[Message, tuple[int, ...]]:
+        """Open a socket in the view's network, of an address that this gets where it lacks it, and may get it."""
+        address, port, datagrams = request["address"], request["port"], request["datagrams"]
+        try:
+            made = listener(address, port, datagrams=datagrams)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or not request["adds"]:
+                raise
+            loopback_address(address)
+            made = listener(address, port, datagrams=datagrams)
+        return {}, (made.detach(),)
 
     def _do_which(self, request: Message, _: list[int]) -> tuple[Message, tuple[int, ...]]:
         name = request["name"]
@@ -307,15 +325,26 @@ def _process(name: str) -> Message | None:
     }
 
 
-def _become(request: dict[str, Any], standard: list[int], status: int, gate: int) -> NoReturn:
+def _out_of_the_way(descriptor: int) -> int:
+    """A copy whose number no descriptor gets that is passed on."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+
+
+def _become(request: dict[str, Any], standard: list[int], sockets: list[int], status: int, gate: int) -> NoReturn:
     """In the child: take on everything that `request` says and execute its program."""
     step = "start"
     try:
+        status, gate, *sockets = (_out_of_the_way(descriptor) for descriptor in (status, gate, *sockets))
+        environment = dict(request["environment"])
+        if sockets:
+            environment["LISTEN_PID"] = str(os.getpid())
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         for target, descriptor in enumerate(standard):
+            os.dup2(descriptor, target)
+        for target, descriptor in enumerate(sockets, FIRST_GIVEN):
             os.dup2(descriptor, target)
         os.umask(request["umask"])
         step = "directory"
@@ -332,7 +361,7 @@ def _become(request: dict[str, Any], standard: list[int], status: int, gate: int
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
         step = "execve"
-        os.execve(request["program"], request["arguments"], request["environment"])
+        os.execve(request["program"], request["arguments"], environment)
     except OSError as error:
         os.write(status, json.dumps(_failure(step, error)).encode() + b"\n")
     finally:

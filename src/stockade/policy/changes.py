@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..records.proposal import SpecLine
-from ..records.spec import Directory, Network, Spec
+from ..records.spec import Directory, Spec
 from ..records.text import escape
 
 __all__ = [
@@ -104,9 +104,14 @@ def mode(path: str, text: str) -> Change:
 
 def network(*, egress: bool) -> Change:
     """Give a private network, with or without a way out."""
-    return lambda spec: msgspec.structs.replace(
-        spec, network=Network(mode="private", publish=spec.network.publish, egress=egress or spec.network.egress)
-    )
+
+    def change(spec: Spec) -> Spec:
+        wanted = egress or spec.network.egress
+        return msgspec.structs.replace(
+            spec, network=msgspec.structs.replace(spec.network, mode="private", egress=wanted)
+        )
+
+    return change
 
 
 def include(path: str) -> Change:

@@ -13,6 +13,7 @@ _FORM = re.compile(
 )
 _LISTEN_FORM = re.compile(r"(?P<address>(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<port>\d+)(?P<protocol>/(?:tcp|udp))?")
 LOOPBACK = "127.0.0.1"
+FIRST_GIVEN = 3  # SD_LISTEN_FDS_START
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,15 @@ def written(port: Published) -> str:
     """Write a published port as `parse` reads it."""
     address = f"[{port.address}]" if ":" in port.address else port.address
     return f"{address}:{port.port}:{port.target}/{port.protocol}"
+
+
+def variables(count: int) -> dict[str, str]:
+    """What a service that is given `count` sockets, from descriptor 3 on, finds in its environment.
+
+    Beside `LISTEN_PID`, its own pid: that is for whoever starts it to add. sd_listen_fds(3), and nginx's `NGINX`.
+    """
+    numbers = "".join(f"{FIRST_GIVEN + number};" for number in range(count))
+    return {"LISTEN_FDS": str(count), "NGINX": numbers}
 
 
 def parse_listen(text: str) -> Published:

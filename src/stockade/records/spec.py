@@ -49,7 +49,7 @@ class Service(_Record, frozen=True, kw_only=True):
     forks: bool = False               # the command daemonises: the jail lives while any process does
     syslog: bool | None = None        # a /dev/log socket; default: when the trace shows its use
     ready: Ready = Ready()
-    stop_signal: str = "SIGTERM"
+    stop_signal: str = "SIGTERM"      # for one that reloads at SIGTERM, or ignores it: often SIGINT or SIGQUIT
     stop_timeout_s: Seconds = 10.0
     restart: Literal["no", "on-failure", "always"] = "no"
 
@@ -101,6 +101,11 @@ class Mount(_Record, frozen=True, kw_only=True):
 
 
 class Network(_Record, frozen=True, kw_only=True):
+    """The network that the service has, and its ports outside.
+
+    The sockets of `listen` it is given by a build too, while it is observed and tried.
+    """
+
     mode: Literal["none", "host", "private"] = "none"
     publish: tuple[str, ...] = ()     # [ADDRESS:]PORT:PORT[/tcp|/udp]
     listen: tuple[str, ...] = ()      # [ADDRESS:]PORT[/tcp|/udp], opened outside, given to the service as LISTEN_FDS
@@ -196,6 +201,13 @@ class Spec(_Record, frozen=True, kw_only=True):
     record: bool = False              # behind vm: what is executed and typed in the guest is kept outside of it
     locale: bool = False              # the locale set, beyond what was observed
     timezone: bool = True             # the host's time zone
+
+
+def ready_beside(ready: Ready, ports: frozenset[int]) -> Ready:
+    """`ready` without the conditions on `ports`, which are open before the service starts and tell nothing of it."""
+    return msgspec.structs.replace(
+        ready, tcp=None if ready.tcp in ports else ready.tcp, udp=None if ready.udp in ports else ready.udp
+    )
 
 
 def must_stay(spec: Spec) -> bool:

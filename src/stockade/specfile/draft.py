@@ -14,6 +14,7 @@ from stockade.records.text import escape
 
 __all__ = ["derive", "exercise_command", "new"]
 
+_WORD = re.compile(r"[\w./+@%,~-]+")
 _SHELL = re.compile(r"[|&;<>()$`*?\[\]{}~\n]|^\w+=")
 
 
@@ -42,10 +43,13 @@ def new(
     description: str = "",
     tcp: int | None = None,
     forks: bool = False,
+    listen: Sequence[str] = (),
+    program: str = "",
 ) -> str:
     """Return the TOML text of a spec: what was given, and as comments what else can be said.
 
-    `tcp` is the port whose opening shows that the service is ready. A command with a word that names something in
+    `tcp` is the port whose opening shows that the service is ready, `listen` the sockets that it is given. `program` is
+    the command's as the caller wrote it. A command with a word, or one with a text in which a word, names something in
     the caller's working directory is run there.
     """
     document = tomlkit.document()
@@ -60,7 +64,7 @@ def new(
     service.add("command", _words(command))
     if user != "root":
         service.add("user", user)
-    directory = _directory(command[1:])
+    directory = _directory([*([program] if "/" in program else ()), *command[1:]])
     if directory:
         service.add("directory", directory)
     if forks:
@@ -89,7 +93,18 @@ def new(
         f'"/var/lib/{name}" = {{ kind = "volume", owner = "root", size = "256M" }}   # outlives the jail',
         '"/run" = { kind = "tmpfs", size = "16M" }                   # empty at each start',
     )
-    _section(document, "[network]", 'mode = "none"                 # loopback only; also "host" and "private"')
+    if listen:
+        network = tomlkit.table()
+        network.add("listen", _words(listen))
+        document.add(tomlkit.nl())
+        document.add("network", network)
+    else:
+        _section(
+            document,
+            "[network]",
+            'mode = "none"                 # loopback only; also "host" and "private"',
+            'listen = ["8080"]             # sockets that are opened outside and given to the service: LISTEN_FDS',
+        )
     _section(document, "[limits]", 'memory = "256M"', "processes = 64")
     _section(document, "[policy]", 'capabilities = ["net_bind_service"]   # default: found by the build')
 
@@ -128,9 +143,9 @@ def derive(recipe: str, name: str, exercises: Sequence[Sequence[str]] = ()) -> s
 
 
 def _directory(words: Sequence[str]) -> str:
-    """The working directory, where one of `words`, or what follows its `=`, is a path in it; "" else."""
+    """The working directory, where one of `words`, what follows its `=` or a word in it is a path in it; "" else."""
     for word in words:
-        for path in (word, word.partition("=")[2]):
+        for path in (word, word.partition("=")[2], *_WORD.findall(word)):
             if path and not os.path.isabs(path) and "\0" not in path and os.path.lexists(path):
                 directory = os.getcwd()
                 return "" if directory == "/" else escape(directory)

@@ -7,13 +7,14 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 
 import msgspec
 
 from stockade.kernel import capabilities, presets
 from stockade.records import publish
 from stockade.records.policy import size_bytes
-from stockade.records.spec import Spec
+from stockade.records.spec import Spec, ready_beside
 from stockade.specfile import pathrules
 from stockade.specfile.problem import Place, Problem, dotted, key, nearest, table
 
@@ -134,7 +135,8 @@ def _network(spec: Spec) -> Iterator[Problem]:
                 ("network", name), f'`{name}` in `[network]` needs `mode = "private"`, not `"{mode}"`',
                 'set `mode = "private"`',
             )  # fmt: skip
-    for port in (spec.service.ready.tcp, spec.service.ready.udp):
+    ready = ready_beside(spec.service.ready, _given_ports(spec))
+    for port in (ready.tcp, ready.udp):
         if mode == "host" and port is not None and port < _PRIVILEGED_BELOW:
             yield Problem(
                 ("network", "mode"),
@@ -142,6 +144,15 @@ def _network(spec: Spec) -> Iterator[Problem]:
                 "no port of the host below 1024 is a jail's to open",
                 f'publish it instead: `mode = "private"`, `publish = ["{port}:{port}"]`',
             )  # fmt: skip
+
+
+def _given_ports(spec: Spec) -> frozenset[int]:
+    """Ports of the sockets that the service is given, of those that can be read."""
+    found = set()
+    for text in spec.network.listen:
+        with suppress(ValueError):
+            found.add(publish.parse_listen(text).port)
+    return frozenset(found)
 
 
 def _published(spec: Spec) -> Iterator[Problem]:
@@ -163,6 +174,11 @@ def _published(spec: Spec) -> Iterator[Problem]:
 
 def _listening(spec: Spec) -> Iterator[Problem]:
     place = ("network", "listen")
+    if spec.network.listen and "vm" in spec.walls:
+        yield Problem(
+            place, f"{key(place)} is not for a jail with a machine among its walls: no socket goes into a guest",
+            "`publish` opens a port of this host that leads to one of the guest",
+        )  # fmt: skip
     for text in spec.network.listen:
         try:
             publish.parse_listen(text)

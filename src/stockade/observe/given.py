@@ -1,0 +1,42 @@
+"""Sockets that the service is given, as `listen` in `[network]` names them, opened where its exercises run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import HostError
+from ..records.publish import parse_listen
+from ..records.spec import Spec
+from .view import View
+
+__all__ = ["given_ports", "given_sockets"]
+
+
+def given_ports(spec: Spec) -> frozenset[int]:
+    """Their ports, which are open before the service starts."""
+    return frozenset(parse_listen(text).port for text in spec.network.listen)
+
+
+@contextmanager
+def given_sockets(spec: Spec, view: View) -> Iterator[tuple[int, ...]]:
+    """Descriptors of them in the network of `view`, in the spec's order, open for the length of a block.
+
+    HostError for one that cannot be had.
+    """
+    opened: list[int] = []
+    try:
+        for text in spec.network.listen:
+            wanted = parse_listen(text)
+            try:
+                opened.append(view.listen(wanted.address, wanted.port, datagrams=wanted.protocol == "udp"))
+            except OSError as error:
+                raise HostError(
+                    f"cannot listen on `{text}` where the exercises run: {error.strerror}",
+                    hint="see `listen` in `[network]`: two entries may clash, or this kernel lacks IPv6",
+                ) from error
+        yield tuple(opened)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
