@@ -152,6 +152,31 @@ def test_execute_runs_behind_the_walls_of_the_service(home: Path) -> None:
         jail.execute([SERVER[0], "-c", script])
 
 
+EIGHT = """
+import os, time
+for _ in range(3):
+    os.fork()
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_time_limit_ends_what_an_executed_command_has_started_and_nothing_else_in_the_jail(home: Path) -> None:
+    jail = stockade.Jail("web")
+    detached = "import os, time; os.fork() or time.sleep(60)"
+    with jail.service() as running:
+        jail.execute([SERVER[0], "-c", detached]).check()
+        before = set(running.processes())
+        assert len(before) == 3
+        with pytest.raises(stockade.ProgramTimeoutError) as caught:
+            jail.execute([SERVER[0], "-c", EIGHT], timeout_s=5)
+        assert caught.value.stdout == b"up\n" * 8
+        end = time.monotonic() + 5
+        while set(running.processes()) != before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert set(running.processes()) == before
+
+
 def test_many_threads_start_jails_at_once(tools: stockade.Jail) -> None:
     def one(number: int) -> bytes:
         return tools.run(["/bin/sh", "-c", f"echo {number}"], timeout_s=30).stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +117,10 @@ FINAL = {
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nresource.setrlimit(resource.RLIMIT_CORE, (5, 5))",
         "prlimit64", "EPERM", "`[limits]`",
     ),
+    "execute-shared-memory": (
+        "open('/dev/shm/p', 'wb').write(b'#!/bin/x'); os.chmod('/dev/shm/p', 0o755); os.execv('/dev/shm/p', ['p'])",
+        "exec `/dev/shm/p`", "EACCES", "`/tmp` is a place for that",
+    ),
     "kernel-log": ("open('/dev/kmsg')", "the device `/dev/kmsg`", "ENOENT", "past every wall"),
 }  # fmt: skip
 
@@ -218,6 +224,57 @@ def test_a_right_that_was_only_asked_for_is_told_and_not_offered(tmp_path: Path)
     assert (report["toml"], refusal["never"], refusal["lines"]) == ("", False, [])
     assert "a right (access(2)) that its mode 0444 does not give `nobody`" in refusal["reason"]
     home.good("rm", "--force", "box")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Jails with directories of the host, owned by an id that is none of theirs, one writable and one not."""
+    home = Home(tmp_path_factory.mktemp("shared"))
+    mounts = []
+    for name, writable in (("open", "true"), ("closed", "false")):
+        place = tmp_path_factory.mktemp(name)
+        (place / "file").write_text("kept")
+        os.chown(place, 1234, 1234)
+        place.chmod(0o755)
+        mounts.append(f'[[mounts]]\nsource = "{place}"\ntarget = "/srv/{name}"\nwritable = {writable}')
+    rest = (*mounts, '[directories]\n"/srv/roots" = { kind = "volume" }')
+    home.build("all", spec("all", "", '[policy]\ncapabilities = ["dac_override", "dac_read_search"]', *rest))
+    home.build("none", spec("none", "", NO_CAPABILITY, *rest))
+    home.build("user", spec("user", "", 'user = "nobody"', *rest))
+    yield home
+    home.good("rm", "--force", "all", "none", "user")
+
+
+NAMES = {
+    "unlink": "os.unlink('/srv/{}/file')", "rename": "os.rename('/srv/{}/file', '/srv/{}/other')",
+    "mkdir": "os.mkdir('/srv/{}/new')", "create": "open('/srv/{}/new', 'w')",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("jail", ["all", "none", "user"])
+@pytest.mark.parametrize("call", NAMES)
+def test_owners_and_modes_on_the_host_are_not_taken_for_a_wall(shared: Home, jail: str, call: str) -> None:
+    report = shared.why(jail, python(NAMES[call].replace("{}", "open")))
+    [refusal] = report["refusals"]
+    assert (refusal["wall"], refusal["error"], refusal["lines"], report["toml"]) == ("files", "EACCES", [], "")
+    assert "of the host, whose owners and modes do not let" in refusal["reason"]
+
+
+@pytest.mark.parametrize("jail", ["all", "user"])
+@pytest.mark.parametrize("call", NAMES)
+def test_mount_that_is_read_only_is_named_with_what_opens_it(shared: Home, jail: str, call: str) -> None:
+    report = shared.why(jail, python(NAMES[call].replace("{}", "closed")))
+    [refusal] = report["refusals"]
+    assert (refusal["wall"], refusal["error"], report["toml"]) == ("read-only", "EROFS", "")
+    assert refusal["reason"] == "the mount `/srv/closed` is read-only: `writable = true` in its `[[mounts]]` opens it"
+
+
+def test_directory_of_roots_is_offered_to_the_services_user(shared: Home) -> None:
+    report = shared.why("user", python("open('/srv/roots/new', 'w')"))
+    [refusal] = report["refusals"]
+    assert (refusal["wall"], refusal["error"]) == ("files", "EACCES")
+    offered = tomllib.loads(report["toml"])["directories"]["/srv/roots"]
+    assert (offered["owner"], offered["kind"]) == ("nobody", "volume")
 
 
 def test_asking_why_leaves_the_jail_as_it_was(home: Home) -> None:

@@ -149,15 +149,23 @@ static bool reap(pid_t service, bool forks, bool *ended, int *status)
     return *ended && (!forks || *status != 0 || (pid < 0 && errno == ECHILD));
 }
 
-/* Nobody reads the log's pipe any more: without a reader the service would get SIGPIPE, or stand still. */
+/* ppoll() lets no signal in while a descriptor is ready, and a service that floods its log keeps the pipe so. */
+static void let_signals_in(const sigset_t *open)
+{
+    sigset_t closed;
+
+    sigprocmask(SIG_SETMASK, open, &closed);
+    sigprocmask(SIG_SETMASK, &closed, NULL);
+}
+
+/* Nobody reads the log's pipe any more: without a reader the service would get SIGPIPE, or stand still. One pipe's
+ * worth at a time, so that children and signals have their turn. False once no writer is left. */
 static bool drop_output(int drain)
 {
-    char bytes[4096];
-    ssize_t got;
+    static char bytes[65536];
+    const ssize_t got = read(drain, bytes, sizeof bytes);
 
-    while ((got = read(drain, bytes, sizeof bytes)) > 0)
-        continue;
-    return got < 0 && (errno == EAGAIN || errno == EINTR);
+    return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
 static _Noreturn void keep_house(const struct settings *settings, int lifeline, int drain, pid_t service)
@@ -177,6 +185,7 @@ static _Noreturn void keep_house(const struct settings *settings, int lifeline, 
                 watched = (struct pollfd){.fd = drain, .events = POLLIN};
             else if (!drop_output(drain))
                 watched.fd = -1;
+            let_signals_in(&open);
         }
     }
     /* A supervisor that is gone does not ask for the status. */

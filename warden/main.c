@@ -21,6 +21,7 @@
 #include "plan.h"
 #include "report.h"
 #include "settings.h"
+#include "supervise.h"
 #include "sys.h"
 #include "util.h"
 
@@ -55,37 +56,51 @@ static void run_from_sealed_copy(char *const *argv)
     fail("seal", "exec");
 }
 
-/* Returns the descriptor that it was read from. */
-static int read_plan(struct plan *plan, const char *name)
+/* Returns NULL, or what is wrong with it, with errno: then nothing of it is kept. `fd` is what it was read from, -1 where
+ * it cannot be opened. */
+static const char *read_plan(struct plan *plan, const char *name, int *fd)
 {
     char *end;
     const long number = strtol(name, &end, 10);
     const bool given = *name != '\0' && *end == '\0' && number > STDERR_FILENO && number < 65536;
-    const int fd = given ? (int)number : open(name, O_RDONLY | O_CLOEXEC);
+    const size_t before = plan->count;
     size_t length = 0;
 
-    if (fd < 0)
-        fail("plan", name);
-    const char *bytes = read_all(fd, PLAN_LIMIT, &length);
+    *fd = given ? (int)number : open(name, O_RDONLY | O_CLOEXEC);
+    if (*fd < 0)
+        return name;
+    const char *bytes = read_all(*fd, PLAN_LIMIT, &length);
     if (bytes == NULL)
-        fail("plan", name);
+        return name;
     const char *why = plan_parse(plan, bytes, length);
     if (why != NULL)
-        fail("plan", why);
-    return fd;
+        plan->count = before;
+    return why;
 }
 
-/* A further life of the jail begins with the same plan and fragment; what a supervisor leaves to itself is read once. */
-static void read_plans(struct plan *plan, int count, char **names)
+/* A further life of the jail begins with the same plan and fragment; what a supervisor leaves to itself is read once.
+ * Past a damaged plan the fragment is read all the same: it names who is told. Returns as read_plan() does. */
+static const char *read_plans(struct plan *plan, int count, char **names)
 {
     int sources[AGAIN_SOURCES];
+    const char *wrong = NULL;
+    int error = 0;
 
     for (int i = 0; i < count; i++) {
-        const int fd = read_plan(plan, names[i]);
+        int fd;
+        const char *why = read_plan(plan, names[i], &fd);
+        if (why != NULL && wrong == NULL) {
+            wrong = why;
+            error = errno;
+        }
         if (i < AGAIN_SOURCES)
             sources[i] = fd;
         else
             close(fd);
+    }
+    if (wrong != NULL) {
+        errno = error;
+        return wrong;
     }
     const int given = count < AGAIN_SOURCES ? count : AGAIN_SOURCES;
     if (plan_last(plan, OP_RESTART) != NULL && plan_last(plan, OP_DETACH) != NULL)
@@ -93,6 +108,7 @@ static void read_plans(struct plan *plan, int count, char **names)
     else
         for (int i = 0; i < given; i++)
             close(sources[i]);
+    return NULL;
 }
 
 /* Descriptors beyond those that the plan names are somebody's mistake, and a way out for the jail. */
@@ -140,7 +156,13 @@ int main(int argc, char **argv)
     }
     open_standard();
     run_from_sealed_copy(argv);
-    read_plans(&plan, argc - 1, argv + 1);
+    const char *wrong = read_plans(&plan, argc - 1, argv + 1);
+    const int error = errno;
+    settings_descriptors(&settings, &plan);
+    supervisor_reads(&plan, &settings);
+    errno = error;
+    if (wrong != NULL)
+        fail("plan", wrong);
     settings_read(&settings, &plan, directory_of(argv[1]));
     remember_arguments(argc, argv);
     keep_named(&plan, &settings);

@@ -215,6 +215,18 @@ static void explain_failure(int error, const char *step, const char *object)
     execve(longer[0], longer, environ);
 }
 
+static void word_failure(int error, const char *step, const char *object)
+{
+    snprintf(self.failed_line, sizeof self.failed_line, "failed %d %s: %s", error, step, object);
+}
+
+static void tell_failure(int error, const char *step, const char *object)
+{
+    say("%s", self.failed_line);
+    remove_leftovers();
+    explain_failure(error, step, object);
+}
+
 /* A child that fails while the launcher still writes to it has said why: that is the cause, not the broken pipe. */
 static void prefer_the_childs_reason(int *error, const char **step, const char **object)
 {
@@ -268,14 +280,26 @@ static void launcher_failed(int error, const char *step, const char *object)
         wait_for_helpers();
     }
     restore_terminal();
-    snprintf(self.failed_line, sizeof self.failed_line, "failed %d %s: %s", error, step, object);
+    word_failure(error, step, object);
     if (plan_last(self.plan, OP_AGAIN) != NULL && again_wanted(self.settings, true)) {
         remove_leftovers();
         again(self.settings, self.failed_line, self.watched[SIGNALS].fd);
     }
-    say("%s", self.failed_line);
-    remove_leftovers();
-    explain_failure(error, step, object);
+    tell_failure(error, step, object);
+}
+
+static void reading_failed(int error, const char *step, const char *object)
+{
+    failure_hook = NULL;
+    word_failure(error, step, object);
+    tell_failure(error, step, object);
+}
+
+void supervisor_reads(const struct plan *plan, const struct settings *settings)
+{
+    self.plan = plan;
+    self.settings = settings;
+    failure_hook = reading_failed;
 }
 
 void supervisor_begin(const struct plan *plan, const struct settings *settings)

@@ -12,6 +12,9 @@ struct child {
     int output;   /* read end of the service's output, -1: not logged */
 };
 
+/* Makes `failure_hook` tell whom the plan names, of what could be read of it. */
+void supervisor_reads(const struct plan *plan, const struct settings *settings);
+
 /* Makes `failure_hook` end the jail, clean up and report; blocks the signals that supervise() reads. */
 void supervisor_begin(const struct plan *plan, const struct settings *settings);
 

@@ -230,7 +230,11 @@ class Jail:
         self, command: Sequence[str], *, data: bytes = b"", timeout_s: float | None = None, user: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Completed:  # fmt: skip
-        """Run `command` in the running jail, behind the walls of its service. NotFoundError when it does not run."""
+        """Run `command` in the running jail, behind the walls of its service. NotFoundError when it does not run.
+
+        When its time is over it is ended with all of its descendants. What it has detached by then (its parent has
+        ended), or leaves running when it ends in time, is the jail's, and ends with that.
+        """
         start = partial(walls.enter, self.name, command, environment=environment, user=user, **PIPES)
         return _complete(start, command, data, timeout_s)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from . import places
 from .contain import warden_path, wire
+from .contain.runfiles import is_alive, start_time
 from .contain.starting import current
 from .errors import NotFoundError, ServiceError, SpecError, StateError
 from .records.guest import Guest, NetworkMode
@@ -25,7 +26,7 @@ from .vm.start import Started, log_tail, start
 
 __all__ = [
     "command", "discard", "end", "generation_number", "guest_of_jail", "image_of_jail", "keep_record",
-    "prepare", "start_guest", "start_jail",
+    "prepare", "start_guest", "start_jail", "sweep", "this_process",
 ]  # fmt: skip
 
 Progress = Callable[[str], None]
@@ -133,11 +134,12 @@ def _stamp(generation: Path) -> str:
 def guest_of_jail(
     jail: str, around: Sequence[str], *, name: str = "", memory: int = 128 << 20,
     publish: Sequence[Published] | None = None, network: NetworkMode | None = None, record: bool = False,
-    progress: Progress = lambda _: None,
+    maker: tuple[int, int] | None = None, progress: Progress = lambda _: None,
 ) -> Guest:  # fmt: skip
     """Make a guest of a jail's image, by default with the ports that the jail's spec publishes.
 
-    `record`, or the spec's: what is executed and typed is kept. SpecError when `around` has no "vm".
+    `record`, or the spec's: what is executed and typed is kept. `maker` as `Guest` has it. SpecError when `around` has
+    no "vm".
     """
     if "vm" not in around:
         raise SpecError("walls without `vm` make no guest", hint="`vm`, `jail,vm` or `jail,vm,jail`")
@@ -148,7 +150,7 @@ def guest_of_jail(
     mode: NetworkMode = network or ("nat" if spec.network.egress else "publish" if ports else "none")
     return store.create(
         name or jail, image, memory=memory, walls=tuple(around), network=mode, publish=ports,
-        record=record or spec.record, jail=jail, generation=generation_number(jail),
+        record=record or spec.record, jail=jail, generation=generation_number(jail), maker=maker,
     )  # fmt: skip
 
 
@@ -162,10 +164,16 @@ def start_jail(
     jail: str, around: Sequence[str], *, memory: int = 128 << 20, publish: Sequence[Published] | None = None,
     leash: bool = True, wait: bool = False, progress: Progress = lambda _: None,
 ) -> Started:  # fmt: skip
-    """Run a jail behind `around` as a new guest `JAIL-PID-…`, which the caller removes once it has ended."""
+    """Run a jail behind `around` as a new guest `JAIL-PID-…`, which the caller removes once it has ended.
+
+    Where the caller is killed before, `sweep` does.
+    """
+    sweep()
     prepare(around, progress=progress)
     name = f"{jail[:40]}-{os.getpid()}-{time.monotonic_ns() % 1000000}"
-    guest = guest_of_jail(jail, around, name=name, memory=memory, publish=publish, progress=progress)
+    guest = guest_of_jail(
+        jail, around, name=name, memory=memory, publish=publish, maker=this_process(), progress=progress
+    )
     try:
         return start(guest, image_for(guest), leash=leash, wait=wait)
     except BaseException:
@@ -232,6 +240,23 @@ def keep_record(name: str) -> Path | None:
     source.chmod(0o400)
     source.rename(target)
     return target
+
+
+def this_process() -> tuple[int, int]:
+    """The `maker` of a guest that this process removes."""
+    return os.getpid(), start_time(os.getpid()) or 0
+
+
+def sweep() -> None:
+    """Remove each guest that has ended and whose maker was killed; what was recorded of it is kept."""
+    for name in store.names():
+        # Another sweep was faster, its record is damaged, or it has not ended yet.
+        with contextlib.suppress(NotFoundError, FileNotFoundError, StateError):
+            maker = store.load(name).maker
+            if maker is not None and not is_alive(maker):
+                with store.locked(name):
+                    keep_record(name)
+                store.remove(name)
 
 
 def discard(name: str) -> None:

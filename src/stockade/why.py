@@ -53,6 +53,8 @@ class Diagnosis:
     def advice(self) -> str:
         """What to put into the spec; "" for nothing."""
         effect = "it works with this in the spec" if self.cured else "put this into the spec to allow it"
+        if not self.cured and self.runs > 1 and all(one.confirmed for one in self.refusals if one.lines):
+            effect = "this in the spec allows what was refused, and it failed all the same"
         return f"{effect}:\n{self.toml}" if self.toml else ""
 
 
@@ -82,7 +84,7 @@ def diagnose(
             break
         for change in wanted:
             tried = change(tried)
-        known = _with_directories(lock, tried, rootfs)
+        known = _as_told(lock, tried, rootfs)
         trial, runs = run(tried, known), runs + 1
     result = Diagnosis(spec, spec, good(first), good(trial), runs)
     # What is refused for another reason by now is refused for good.
@@ -98,8 +100,8 @@ def diagnose(
 
 
 def _in_vain(one: Blocked, found: Iterable[Blocked]) -> bool:
-    """Whether what one wall would let pass is refused by another that never does."""
-    return any(other.refusal.never and other.refusal.what == one.refusal.what for other in found)
+    """Whether what one wall would let pass is refused by another, for which the spec has no line."""
+    return any(other.change is None and other.refusal.what == one.refusal.what for other in found)
 
 
 def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
@@ -118,8 +120,8 @@ def _judged(one: Blocked, *, still: bool, spec: Spec, ran: bool) -> Refusal:
     return msgspec.structs.replace(one.refusal, lines=lines, confirmed=True)
 
 
-def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
-    """The lock with the directories that `spec` makes writable and the build does not know yet, and volumes' sizes."""
+def _as_told(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
+    """The lock with what `spec` says of /proc, volumes' sizes, and directories that the build does not know yet."""
     known = {unescape(found.path) for found in lock.directories}
     made = [_sized(found, spec.directories.get(found.path)) for found in lock.directories]
     for number, (path, wanted) in enumerate(spec.directories.items()):
@@ -127,7 +129,8 @@ def _with_directories(lock: Lock, spec: Spec, rootfs: Path) -> Lock:
             who = account(rootfs, wanted.owner)
             volume = f"{TRIED}{number}" if wanted.kind == "volume" else ""
             made.append(LockDirectory(path=path, mode=int(wanted.mode, 8), uid=who.uid, gid=who.gid, volume=volume))
-    return msgspec.structs.replace(lock, directories=tuple(made))
+    proc = lock.proc if spec.policy.proc == "auto" else spec.policy.proc
+    return msgspec.structs.replace(lock, directories=tuple(made), proc=proc)
 
 
 def _sized(found: LockDirectory, wanted: Directory | None) -> LockDirectory:
@@ -166,7 +169,8 @@ def why(name: str, command: Sequence[str] = (), *, progress: Progress | None = N
         )
     if command:
         service = msgspec.structs.replace(spec.service, command=tuple(command), ready=Ready(), forks=False)
-        spec = msgspec.structs.replace(spec, service=service, exercises=())
+        network = msgspec.structs.replace(spec.network, listen=())  # they are the service's
+        spec = msgspec.structs.replace(spec, service=service, network=network, exercises=())
     materials = ensure(spec, store.secrets)
     with store.hold(generation.number), store.new() as aside:
 

@@ -169,6 +169,28 @@ def test_output_without_a_terminal_is_no_terminal(jail: Builder) -> None:
 def test_jail_goes_on_where_a_command_cannot_enter(jail: Builder, tmp_path: Path) -> None:
     jail(spec={"service": {"command": ["/bin/sleep", "100"]}})
     with contain.launch("test", detach=True) as running:
-        with pytest.raises(WallError, match="the warden ended before the service was started"):
+        with pytest.raises(WallError, match="launch step `plan` failed on"):
             contain.enter("test", ["/bin/true"], plan=tmp_path / "absent")
         assert contain.find("test").pid == running.pid
+
+
+FORKING = """
+n=0
+while :; do
+    n=$((n + 1))
+    sleep 100 &
+    sleep 0.01
+    [ $n = 20 ] && echo many
+done
+"""
+
+
+def test_a_command_that_is_killed_while_it_starts_others_leaves_none(jail: Builder) -> None:
+    jail(spec={"limits": {"processes": 2000}})
+    with contain.launch("test", argv=["/bin/sleep", "100"]) as service:
+        command = contain.enter("test", ["/bin/sh", "-c", FORKING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert command.stdout is not None and command.stdout.readline() == b"many\n"
+        command.kill()
+        command.close()
+        found = contain.find("test").processes
+        assert until(lambda: set(found()) == {service.init_pid, service.pid})

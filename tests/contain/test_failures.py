@@ -16,6 +16,7 @@ from processes import wardens
 from stockade import contain, places
 from stockade.contain import failures, wire
 from stockade.errors import WallError
+from stockade.records.lock import LockDirectory
 
 SLEEP = {"service": {"command": ["/bin/sleep", "100"]}}
 
@@ -107,6 +108,29 @@ FAULTS = {
     "passed directory": (None, "`descriptors` failed on"),
     "log": (added(wire.text(wire.LOG, "/absent/log")), "`log` failed on `/absent/log` (ENOENT)"),
 }  # fmt: skip
+
+
+GONE = {
+    "volume": ("volumes/data", "the volume is gone, with what was in it", "put it back from a copy"),
+    "rootfs": ("current/rootfs", "the built root file system is gone", "build the jail again"),
+    "mount": ("../../shared", "it does not exist on the host", "put it back; or drop it from the spec (`[[mounts]]`"),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_what_vanished_has_a_hint_of_its_own(jail: Builder, home: Path, what: str) -> None:
+    path, why, hint = GONE[what]
+    shared = home / "state" / "shared"
+    shared.mkdir(parents=True)
+    volume = LockDirectory(path="/var/lib/data", mode=0o755, volume="data")
+    spec = SLEEP | {"mounts": [{"source": str(shared), "target": "/mnt"}]}
+    jail(spec=spec, directories=(LockDirectory(path="/tmp", mode=0o1777), volume))
+    (places.jail("test") / path).rename(home / "elsewhere")
+    with pytest.raises(WallError) as caught:
+        contain.launch("test")
+    assert caught.value.message.startswith("launch step `source` failed on `")
+    assert caught.value.message.endswith(f" (ENOENT): {why}")
+    assert caught.value.hint is not None and caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from processes import exists, until
 
 from stockade import contain, places
 from stockade.contain import fast
+from stockade.errors import WallError
 
 SOURCE = str(Path(contain.__file__).parents[2])
 START = f"import sys; sys.path.insert(0, {SOURCE!r})\nfrom stockade.contain import fast\n"
@@ -106,6 +108,36 @@ def test_failed_step_is_explained_by_whoever_is_named(built: Path) -> None:
     )  # fmt: skip
     result = run("/bin/absent", on_failure=("/bin/echo", "explained:"))
     assert (result.returncode, result.stdout) == (0, "explained: failed 2 exec: /bin/absent\n")
+
+
+def damages(plan: bytes) -> dict[str, bytes]:
+    """Plans that no warden takes, each with a part left to read or none."""
+    header = 16
+    return {
+        "empty": b"", "cut": plan[: len(plan) // 2], "other": b"#!/bin/sh\n" * 9, "longer": plan + bytes(8),
+        "op": plan[:header] + b"\xff\xff" + plan[header + 2 :],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "other", "longer", "op"])
+def test_damaged_plan_is_explained_whoever_meets_it(built: Path, how: str) -> None:
+    plan = built / "plan"
+    plan.write_bytes(damages(plan.read_bytes())[how])
+    result = run("/bin/true", on_failure=("/bin/echo",))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"failed 22 plan: [a-z ]+\n", result.stdout)
+    assert list(places.run().iterdir()) == []
+    result = subprocess.run(
+        [sys.executable, "-m", "stockade", "run", "test", "--", "/bin/true"], capture_output=True, text=True,
+        timeout=30, check=False, env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert result.returncode == 125
+    assert "hint: build the jail again with this version of Stockade" in result.stderr
+    for detach in (False, True):
+        with pytest.raises(WallError, match="step `plan` failed") as caught:
+            contain.launch("test", argv=["/bin/true"], detach=detach)
+        assert caught.value.hint == "build the jail again with this version of Stockade"
+    assert contain.running() == ()
 
 
 def test_it_starts_soon_after_the_interpreter(built: Path) -> None:

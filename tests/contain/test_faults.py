@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,28 @@ def test_service_that_logs_outlives_a_killed_supervisor(jail: Builder) -> None:
     contain.stop("test", timeout_s=0.2)
     assert not exists(running.init_pid)
     assert list(places.run().iterdir()) == []
+    running.close()
+
+
+def test_signal_reaches_a_service_that_floods_its_log_without_a_supervisor(jail: Builder) -> None:
+    """strace(1) delays each read, so that the pipe is full again before the next."""
+    if shutil.which("strace") is None:
+        pytest.skip("`apt-get install strace`: it slows the jail's first process down")
+    jail(spec={"service": {"command": ["/bin/sh", "-c", "exec dd if=/dev/zero bs=1M"]}})
+    running = contain.launch("test", detach=True)
+    os.kill(running.supervisor_pid, signal.SIGKILL)
+    assert until(lambda: not exists(running.supervisor_pid))
+    command = ["strace", "-p", str(running.init_pid), "-e", "trace=read", "-e", "inject=read:delay_enter=5000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            assert tracer.stderr is not None
+            assert len(list(islice(tracer.stderr, 20))) == 20
+            os.kill(running.init_pid, signal.SIGTERM)
+            assert len(list(islice(tracer.stderr, 200))) < 200, "it reads on, and heeds no signal"
+        finally:
+            tracer.kill()
+    assert not exists(running.init_pid)
+    assert contain.running() == ()
     running.close()
 
 

@@ -15,6 +15,7 @@ from conftest import Builder
 
 from stockade import Jail, contain
 from stockade.cli import running
+from stockade.contain import starting
 
 COPY = "from stockade.cli import console; console.copy("
 
@@ -77,6 +78,36 @@ def test_following_ends_when_nobody_reads_it_any_more(jail: Builder, environment
         finally:
             follower.kill()
             follower.wait()
+
+
+def test_who_reads_too_slowly_is_told_of_the_gap(
+    jail: Builder, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads until far more was written than all files of the log hold together."""
+    monkeypatch.setattr(starting, "_LOG_BYTES", 100_000)
+    jail("test", {"service": {"command": ["/bin/sh", "-c", "seq 3000; read line; seq 3001 600000"]}})
+    reader, writer = os.pipe()
+    service = contain.launch("test", detach=True, stdin=reader)
+    os.close(reader)
+    command = [sys.executable, "-m", "stockade", "logs", "--follow", "test"]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    try:
+        assert follower.stdout is not None
+        first = follower.stdout.readline()
+        assert first == b"1\n"
+        os.write(writer, b"\n")
+        assert service.wait(60) == 0
+        rest, errors = follower.communicate(timeout=60)
+    finally:
+        os.close(writer)
+        follower.kill()
+        follower.wait()
+        service.close()
+    told = b"note: the log was written faster than it was read: lines may be missing here"
+    assert set(errors.splitlines()) == {told}
+    lines = (first + rest).splitlines()
+    assert lines[-1] == b"600000"
+    assert len(lines) < 600_000
 
 
 def test_standard_output_that_does_not_block_gets_the_whole_log(jail: Builder, environment: dict[str, str]) -> None:

@@ -79,12 +79,19 @@ def test_a_log_that_is_being_put_aside_is_read_to_its_end(log: Path) -> None:
 
 
 def test_a_follower_that_was_left_behind_goes_on_with_the_oldest(log: Path) -> None:
+    missed: list[str] = []
     add(log, "1\n")
-    with contain.Follower("test") as follower:
+    with contain.Follower("test", missed=lambda: missed.append("here")) as follower:
         for number in range(2, KEPT + 4):
             put_aside(log)
             add(log, f"{number}\n")
-        assert read(follower) == "1\n3\n4\n5\n6\n"
+        pieces = follower.pieces()
+        assert (next(pieces), missed) == (b"1\n", [])
+        assert (next(pieces), missed) == (b"3\n", ["here"])
+        assert b"".join(pieces) == b"4\n5\n6\n"
+        put_aside(log)
+        add(log, "7\n")
+        assert (read(follower), missed) == ("7\n", ["here"])
 
 
 def test_older_ones_come_first_and_others_files_are_left_alone(log: Path) -> None:

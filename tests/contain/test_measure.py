@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stockade.contain import measure
+from stockade.contain import descent, measure
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_children_of_every_thread_are_members(family: int) -> None:
 
 
 def test_both_ways_to_find_members_agree(family: int) -> None:
-    assert set(measure.members(family)) == {family, *measure._descendants_by_parent(family)}
+    assert set(measure.members(family)) == {family, *descent._by_parent(family)}
 
 
 def test_without_groups_usage_is_summed_over_processes() -> None:

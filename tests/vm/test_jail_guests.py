@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from conftest import MEMORY, NewGuest
 from guest_processes import of_guest, wait_gone
 
 from stockade import machines, places, specfile, workflow
+from stockade.cli import machinelife
 from stockade.records.publish import Published
-from stockade.vm import control, images, store
+from stockade.vm import control, images, record, store
+from stockade.vm.consolelog import ConsoleLog
 from stockade.vm.start import stop
 
 pytestmark = pytest.mark.slow
@@ -241,6 +244,72 @@ def test_guest_in_a_jail_cannot_have_more_processes_than_its_limit(new_guest: Ne
         time.sleep(1.0)
     machines.discard(guest.name)
     assert wait_gone(pids) == []
+
+
+def test_followed_console_of_a_machine_is_whole_when_it_is_put_aside_and_a_gap_is_told(
+    jails: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = store.create("nginx", machines.image_of_jail("nginx"), jail="nginx")
+    path = places.guest(guest.name) / "console.log"
+    log = ConsoleLog(str(path), 4)
+    runs = True
+    monkeypatch.setattr(control, "is_running", lambda name: runs)
+    try:
+        log.write(b"1\n")
+        pieces = filter(None, machinelife.followed("nginx", older=True))
+        assert next(pieces) == b"1\n"
+        log.write(b"2\n")
+        log.write(b"3\n")  # puts 1 and 2 aside
+        assert next(pieces) == b"2\n"
+        assert next(pieces) == b"3\n"
+        assert capsys.readouterr().err == ""
+        log.write(b"4\n")
+        for text in (b"5\n", b"6\n", b"7\n", b"8\n", b"9\n"):
+            log.write(text)
+        assert next(pieces) == b"4\n" and "lines may be missing here" not in capsys.readouterr().err
+        runs = False
+        assert list(pieces) == [b"7\n8\n", b"9\n"]
+        assert capsys.readouterr().err.splitlines() == [
+            "note: the log was written faster than it was read: lines may be missing here"
+        ]
+    finally:
+        log.close()
+        store.remove(guest.name)
+
+
+def test_what_a_killed_run_leaves_is_gone_with_the_next_command_and_its_record_is_kept(jails: None) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def stockade(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "stockade", *words], capture_output=True, text=True, timeout=30, check=True,
+            env=environment,
+        )  # fmt: skip
+
+    kept = store.create("kept", machines.image_of_jail("nginx"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "stockade", "run", "nginx", "--walls", "vm", "--publish", f"{free_port()}:80"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        [name] = set(store.names()) - {kept.name}
+        pids = of_guest(name)
+        (places.guest(name) / record.NAME).write_bytes(b"what was typed")
+        store.save(msgspec.structs.replace(store.load(name), record=True))
+        assert name in stockade("guest", "list").stdout
+    finally:
+        child.kill()
+        child.communicate(timeout=20)
+    assert wait_gone(pids, 60) == []
+    end = time.monotonic() + 20
+    while name in stockade("guest", "list").stdout and time.monotonic() < end:
+        time.sleep(0.1)
+    assert store.names() == [kept.name]
+    [found] = places.records().glob("nginx-*.log")
+    assert found.read_bytes() == b"what was typed"
+    found.unlink()
+    store.remove(kept.name)
 
 
 def test_run_with_walls_is_in_the_foreground_and_passes_the_status_on(jails: None) -> None:

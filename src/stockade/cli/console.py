@@ -26,6 +26,7 @@ __all__ = [
     "nearest",
     "next_command",
     "note",
+    "note_missed",
     "rows",
     "size",
     "text",
@@ -51,6 +52,11 @@ def note(line: str) -> None:
     """Write one line beside the report, after what was written to it."""
     sys.stdout.flush()
     print(_printable(line), file=sys.stderr, flush=True)
+
+
+def note_missed() -> None:
+    """Say that what a log shows next does not, or hardly, follow what it has shown."""
+    note("note: the log was written faster than it was read: lines may be missing here")
 
 
 def _printable(line: str) -> str:

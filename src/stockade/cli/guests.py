@@ -210,7 +210,8 @@ def stop(arguments: argparse.Namespace) -> None:
 
 
 def list_guests(arguments: argparse.Namespace) -> None:
-    """List the guests."""
+    """List the guests. What a `run` or `boot` that was killed left is swept first."""
+    machines.sweep()
     found = tuple(manage.state(name) for name in store.names())
     if arguments.json:
         console.json_report(GuestsReport(guests=found))

@@ -231,7 +231,8 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def remove(arguments: argparse.Namespace) -> None:
-    """Remove images."""
+    """Remove images. A guest that a `run` or `boot` that was killed left is no user of one."""
+    machines.sweep()
     for name in arguments.name:
         users = [] if arguments.force else [guest for guest in store.names() if store.load(guest).image == name]
         images.remove(name, users)
@@ -244,10 +245,11 @@ def boot(arguments: argparse.Namespace) -> int:
     manage.check_walls(walls)
     image = images.load(arguments.name)
     name = f"{arguments.name[:40]}-boot-{os.getpid()}"
+    machines.sweep()
     machines.prepare(walls)
     # Its default action would leave the guest.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    guest = store.create(name, image, memory=arguments.memory, walls=walls)
+    guest = store.create(name, image, memory=arguments.memory, walls=walls, maker=machines.this_process())
     try:
         started = machines.start_guest(guest.name, leash=True)
         images.tried(arguments.name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -22,7 +23,7 @@ from stockade.vm import control, manage, store
 from stockade.vm.start import stop as stop_guest
 
 __all__ = [
-    "execute", "follow", "guest_of", "is_running", "logs", "process", "refuse_running", "remove", "start", "stop",
+    "execute", "followed", "guest_of", "is_running", "logs", "process", "refuse_running", "remove", "start", "stop",
     "walls_of",
 ]  # fmt: skip
 
@@ -112,33 +113,61 @@ def process(jail: str) -> Process | None:
 
 def logs(jail: str, *, older: bool) -> Iterator[bytes]:
     """What the console of the jail's guest has said, in pieces. NotFoundError when it was never started."""
-    if guest_of(jail) is None:
-        raise NotFoundError(f"jail `{jail}` has no log: it was never started", hint=f"`stockade start {jail}`")
-    for file in ("console.log.1", "console.log") if older else ("console.log",):
-        path = places.guest(jail) / file
-        if path.exists():
-            yield path.read_bytes()
+    with _log(jail) as file:
+        yield from _older(file) if older else ()
+        yield file.read()
 
 
-def follow(jail: str) -> None:
-    """Write what is added to the console's log until the guest has ended."""
-    path = places.guest(jail) / "console.log"
-    place = path.stat()
-    while True:
-        alive = control.is_running(jail)
-        now = path.stat()
-        begin = place.st_size if now.st_ino == place.st_ino and now.st_size >= place.st_size else 0
-        place = _copy(path, begin)
-        if not alive:
-            return
-        time.sleep(_FOLLOW_S)
+def followed(jail: str, *, older: bool) -> Iterator[bytes]:
+    """As `logs`, and what is added until the guest has ended. A note says where something was not read in time."""
+    file = _log(jail)
+    try:
+        yield from _older(file) if older else ()
+        going_on = True
+        while going_on:
+            going_on = control.is_running(jail)
+            yield file.read()
+            if (fresh := _newer(file)) is not None:
+                yield file.read()  # what came before it was put aside
+                if not _is(file, f"{file.name}.1"):
+                    console.note_missed()
+                    yield from _older(fresh)
+                file.close()
+                file = fresh
+                yield file.read()
+            if going_on:
+                time.sleep(_FOLLOW_S)
+    finally:
+        file.close()
 
 
-def _copy(path: Path, begin: int) -> os.stat_result:
-    with open(path, "rb") as file:
-        file.seek(begin)
-        console.copy([file.read()])
-        return os.fstat(file.fileno())
+def _log(jail: str) -> BinaryIO:
+    with contextlib.suppress(FileNotFoundError):
+        if guest_of(jail) is not None:
+            return open(places.guest(jail) / "console.log", "rb")
+    raise NotFoundError(f"jail `{jail}` has no log: it was never started", hint=f"`stockade start {jail}`")
+
+
+def _older(file: BinaryIO) -> Iterator[bytes]:
+    """What was put aside before the log in `file`."""
+    with contextlib.suppress(FileNotFoundError), open(f"{file.name}.1", "rb") as before:
+        if not os.path.sameopenfile(before.fileno(), file.fileno()):
+            yield before.read()
+
+
+def _newer(file: BinaryIO) -> BinaryIO | None:
+    """The log that was begun when the one in `file` was put aside; None where it was not, or there is none yet."""
+    try:
+        return None if _is(file, file.name) else open(file.name, "rb")
+    except FileNotFoundError:
+        return None
+
+
+def _is(file: BinaryIO, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def execute(name: str, walls: tuple[str, ...]) -> None:

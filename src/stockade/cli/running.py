@@ -202,11 +202,10 @@ def logs(arguments: argparse.Namespace) -> None:
     name = arguments.name
     names.existing(name)
     if "vm" in machinelife.walls_of(name):
-        console.copy(machinelife.logs(name, older=arguments.older))
-        if arguments.follow:
-            machinelife.follow(name)
+        read = machinelife.followed if arguments.follow else machinelife.logs
+        console.copy(read(name, older=arguments.older))
         return
-    with contain.Follower(name, older=arguments.older) as follower:
+    with contain.Follower(name, older=arguments.older, missed=console.note_missed) as follower:
         console.copy(_followed(follower) if arguments.follow else follower.pieces())
 
 

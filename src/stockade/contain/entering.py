@@ -13,6 +13,7 @@ from stockade.kernel import cgroups
 from stockade.kernel.pidfd import pidfd_open
 
 from . import runfiles, wire
+from .descent import inside
 from .jail import Running
 from .registry import RunningJail, find
 from .starting import Streams, command_records, open_standard, start, terminal_record
@@ -77,23 +78,10 @@ def _member(jail: RunningJail) -> int:
             descriptor = pidfd_open(pid)
         except ProcessLookupError:
             continue
-        if _inside(pid, init):
+        if inside(pid, init):
             return descriptor
         os.close(descriptor)
     raise runfiles.not_running(jail.instance)
-
-
-def _inside(pid: int, init: int) -> bool:
-    """Whether `pid`, which a pidfd holds, is the jail's PID 1 or a descendant of it (so no recycled number)."""
-    while pid > 1:
-        if pid == init:
-            return True
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-    return False
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -17,10 +18,18 @@ _STATUS = {errno.ENOENT: 127, errno.ENOTDIR: 127}
 
 
 class _Cause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row of the table: names of steps and errnos (none: all), why it failed ("": as the errno says), what to do."""
+    """A row of the table: why it failed ("": as the errno says), and what to do.
+
+    It is for a step, for names of errnos, and for a pattern (glob(7)) that the path matches which it failed on; what is
+    left out is for all.
+    """
 
     step: str = ""
     errnos: tuple[str, ...] = ()
+    path: str = "*"
+
+    def fits(self, step: str, name: str, path: str) -> bool:
+        return self.step in ("", step) and (not self.errnos or name in self.errnos) and fnmatchcase(path, self.path)
     why: str = ""
     hint: str
 
@@ -39,7 +48,7 @@ def wall_error(line: str) -> WallError:
     step, _, target = rest.partition(": ")
     number = int(number_text) if number_text.isdecimal() else 0
     name = errno.errorcode.get(number, str(number))
-    cause = next((row for row in _causes() if row.step in ("", step) and (not row.errnos or name in row.errnos)), None)
+    cause = next((row for row in _causes() if row.fits(step, name, target)), None)
     why = cause.why if cause is not None and cause.why else os.strerror(number).lower()
     hint = cause.hint if cause is not None else None
     if step == "exec":

@@ -72,7 +72,9 @@ def _read(path: Path) -> IdRange | None:
         return None
     if match is None or not FIRST <= int(match[1]) <= _END or int(match[2]) != COUNT:
         raise StateError(
-            f"`{path}` does not hold a range of ids", hint="remove it: the next launch gives the jail a new range"
+            f"`{path}` does not hold a range of ids, that of jail `{path.parent.name}`",
+            hint="put it back from a copy: what is in the jail's volumes belongs to that range; without volumes remove "
+            f"it, and `stockade build {path.parent.name}` gives the jail another range",
         )
     return IdRange(first=int(match[1]), first_gid=int(match[1]), count=COUNT, kind="root-range")
 
@@ -86,7 +88,7 @@ def _lowest_free(taken: list[tuple[int, int]]) -> int:
     if first > _END:
         raise HostError(
             f"no {COUNT} ids are free between {FIRST} and {_END + COUNT - 1}",
-            hint="`stockade rm` jails that are no longer needed, or shorten the ranges in `/etc/subuid`",
+            hint="`stockade rm` jails that are no longer needed, or shorten ranges in `/etc/subuid` and `/etc/subgid`",
         )
     return first
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from stockade.errors import NotFoundError
@@ -29,10 +29,12 @@ class Follower:
     """Reads the log of the jail `name` as it grows, without a gap where it is put aside meanwhile.
 
     It begins with the newest file, with `older` with the oldest that there is. NotFoundError when it never logged.
+    `missed` is called before it goes on behind files that were written and removed before they were read.
     """
 
-    def __init__(self, name: str, *, older: bool = False) -> None:
+    def __init__(self, name: str, *, older: bool = False, missed: Callable[[], None] = lambda: None) -> None:
         runfiles.require_name(name)
+        self._missed = missed
         self._name = name
         found = self._files()
         chosen = _chosen(found, len(found) - 1 if older else 0)
@@ -61,10 +63,12 @@ class Follower:
                 yield from self._rest(size)
                 return
             yield from self._rest()
-            following = self._following()
+            following, left_behind = self._following()
             if following is None:
                 return
             yield from self._rest()  # what came before it was put aside is all there now
+            if left_behind:
+                self._missed()
             self._file.close()
             self._file = following
 
@@ -82,13 +86,13 @@ class Follower:
             status = os.fstat(newest.fileno())
             return status.st_ino, status.st_size
 
-    def _following(self) -> BinaryIO | None:
-        """The file that was begun when this one was put aside; the oldest one where this one is gone since."""
+    def _following(self) -> tuple[BinaryIO | None, bool]:
+        """The file that was begun when this one was put aside; the oldest one, and true, where this one is gone."""
         found = self._files()
         inodes = [os.fstat(file.fileno()).st_ino for file in found]
         mine = os.fstat(self._file.fileno()).st_ino
         place = inodes.index(mine) if mine in inodes else len(found)
-        return _chosen(found, place - 1)
+        return _chosen(found, place - 1), mine not in inodes
 
     def _files(self) -> list[BinaryIO]:
         """The files, open, the newest first. A file only moves to the next number, so none is missed in this order."""

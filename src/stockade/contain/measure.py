@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stockade.kernel import cgroups
 from stockade.records.policy import Usage
+
+from .descent import descendants, stat
 
 __all__ = ["members", "started_at", "usage"]
 
@@ -68,17 +69,8 @@ def _memory(pid: int) -> int | None:
 
 
 def _cpu_seconds(pids: Iterable[int]) -> float | None:
-    ticks = _sum(sum(map(int, fields[11:15])) if (fields := _stat(pid)) else None for pid in pids)
+    ticks = _sum(sum(map(int, fields[11:15])) if (fields := stat(pid)) else None for pid in pids)
     return None if ticks is None else ticks / _TICKS
-
-
-def _stat(pid: int) -> list[bytes]:
-    """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); none when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def started_at(ticks: int, now: float, uptime: float) -> float:
@@ -88,36 +80,4 @@ def started_at(ticks: int, now: float, uptime: float) -> float:
 
 def members(init: int) -> tuple[int, ...]:
     """Pids of the jail whose first process is `init`, as the caller sees them, PID 1 first."""
-    listed = _descendants(init)
-    return (init, *sorted(_descendants_by_parent(init) if listed is None else listed))
-
-
-def _descendants(pid: int) -> list[int] | None:
-    """Children of every thread and theirs; None on a kernel without CONFIG_PROC_CHILDREN. A jail decides how deep."""
-    found = [pid]
-    for parent in found:
-        for path in glob.iglob(f"/proc/{parent}/task/*"):
-            try:
-                children = Path(path, "children").read_text(encoding="ascii").split()
-            except ProcessLookupError:
-                continue
-            except FileNotFoundError:
-                if os.path.exists(path):
-                    return None
-                continue
-            found += map(int, children)
-    return found[1:]
-
-
-def _descendants_by_parent(init: int) -> Iterator[int]:
-    parents = {
-        int(name): int(fields[1])
-        for name in os.listdir("/proc")
-        if name.isdecimal() and (fields := _stat(int(name)))
-    }
-    for pid in parents:
-        above = pid
-        while (above := parents.get(above, 0)) > 1:
-            if above == init:
-                yield pid
-                break
+    return init, *sorted(descendants(init))

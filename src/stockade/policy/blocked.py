@@ -26,6 +26,7 @@ from . import changes
 from .changes import Change
 from .exhausted import Exhausted, exhausted
 from .guards import EXCESSIVE, HOST_ONLY, capability_for
+from .writable import Place, handed_over, mount_of, refused, writable_place
 
 __all__ = ["Blocked", "Key", "blocked", "granted", "selection"]
 
@@ -259,6 +260,8 @@ class _View:
                 ), change, tried=False)  # fmt: skip
 
     def _device(self, access: Access, host: Callable[[str], os.stat_result | None]) -> Iterator[Blocked]:
+        if access.operation == "exec" and access.error == "EACCES" and access.path.startswith("/dev/shm/"):
+            yield self._path(access, "files", "nothing in `/dev/shm` can be executed: `/tmp` is a place for that", None)
         if access.operation not in ("read", "write", "create") or access.error not in ("ENOENT", "EACCES"):
             return
         status = host(access.path)
@@ -300,12 +303,22 @@ class _View:
             return
         if host(f"/proc/{name}") is not None:
             change = changes.proc("pid" if own else "full")
-            yield self._path(access, "missing", f"the jail has `proc = \"{self._lock.proc}\"`", change, tried=False)
+            reason = f"the jail has `proc = \"{self._lock.proc}\"`"
+            yield self._path(access, "missing", reason, change, tried="/proc" in self._entries)
 
     def _read_only(self, access: Access) -> Iterator[Blocked]:
         path = access.path if access.operation == "mkdir" else os.path.dirname(access.path) or "/"
         if path == "/":
-            yield self._path(access, "read-only", "nothing is written directly below `/`: choose another place", None)
+            reason = "nothing is written directly below `/`: choose another place"
+            if self._spec.service.directory == "/":
+                reason += ", or one to run it in, by `directory` in `[service]`"
+            yield self._path(access, "read-only", reason, None)
+            return
+        mount = mount_of(path, self._spec)
+        if mount is not None:
+            reason = f"the mount `{mount.target}` is read-only: `writable = true` in its `[[mounts]]` opens it"
+            found = self._path(access, "read-only", reason, None)
+            yield Blocked(msgspec.structs.replace(found.refusal, never=False))
             return
         tmpfs = any(path == top or path.startswith(f"{top}/") for top in _SHORT_LIVED)
         wanted = Directory(kind="tmpfs" if tmpfs else "volume", owner=self._spec.service.user)
@@ -319,6 +332,7 @@ class _View:
     def _denied_path(self, access: Access) -> Iterator[Blocked]:
         user, writing = self._spec.service.user, access.operation in _WRITING
         entry = self._entries.get(access.path)
+        place = writable_place(access.path, self._spec, self._lock) if writing else None
         if writing and user == "root" and entry is not None and entry.uid == 0 and not entry.mode & stat.S_IWUSR:
             reason = f"its mode {entry.mode:04o} lets nobody write"
             mode = f"{entry.mode | stat.S_IWUSR:04o}"
@@ -332,16 +346,28 @@ class _View:
             elif entry is not None and entry.type == "file" and not writing:
                 reason = f"its mode {entry.mode:04o} lets uid {entry.uid} and gid {entry.gid} in, not `{user}`"
                 yield self._path(access, "files", reason, changes.owner(access.path, user), tried=False)
-            elif writing:
+            elif writing and place is None:
                 yield from self._read_only(access)
+            elif writing:
+                yield self._by_modes(access, place)
             return
         capability = "dac_override" if writing else "dac_read_search"
         if {capability, "dac_override"} & set(self._granted):
-            if self._spec.policy.landlock:
+            if self._spec.policy.landlock and writing and place is None and not access.path.startswith("/proc/"):
                 yield self._path(access, "landlock", "Landlock refuses it", changes.no_landlock())
+            else:
+                yield self._by_modes(access, place)
             return
         change = changes.capability(capability, found=self._lock.capabilities)
         yield self._path(access, "files", f"it belongs to another user: that needs `{capability}`", change)
+
+    def _by_modes(self, access: Access, place: Place | None) -> Blocked:
+        """Mostly no line lifts it: the cure, if there is one, is where the file is."""
+        change = handed_over(access, self._spec, place)
+        found = self._path(access, "files", refused(self._spec.service.user, place), change, tried=False)
+        if change is not None:
+            return found
+        return Blocked(msgspec.structs.replace(found.refusal, never=False))
 
     def _in_sight(self, path: str) -> bool:
         """Whether everybody may look the path up: stat(2) needs no right to what it leads to."""

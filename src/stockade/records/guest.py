@@ -23,6 +23,7 @@ class Guest(_Record, frozen=True, kw_only=True):
     `address`: the guest's number in its links. `links`: names of guests that it has a wire to. `booted`: it has been
     started before. `record`: what is executed and typed in it is kept outside of it. `kernel`: path of the UML
     kernel, "" for the host's default. `jail` and `generation`: what its image was made of, "" and 0 for another image.
+    `maker`: pid and start time (proc(5), in ticks) of the process that removes it when it has ended, None: it stays.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Guest(_Record, frozen=True, kw_only=True):
     record: bool = False
     jail: str = ""
     generation: int = 0
+    maker: tuple[int, int] | None = None
 
 
 class Snapshot(_Record, frozen=True, kw_only=True):
