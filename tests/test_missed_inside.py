@@ -72,3 +72,26 @@ def test_a_client_that_a_service_does_not_know_is_told_to_go_inside(home: Home) 
     assert done.returncode != 0
     assert "it said: go away" in done.stderr and 'see whether it passes with `where = "inside"`' in done.stderr
     assert [one["passed"] for one in home.build("missed", peer(ASKING_WHO, "inside"))["exercises"]] == [True]
+
+
+def test_lines_that_allow_what_was_refused_and_do_not_help_are_not_called_the_cure(home: Home) -> None:
+    read = "try: open('/proc/filesystems').read()\nexcept FileNotFoundError: pass\n"
+    code = f"{read}sys.exit(0 if len(os.listdir('/usr/share/common-licenses')) > 5 else 'too few')"
+    home.write("missed", spec("missed", f"open('/proc/self/stat').read()\n{code}"))
+    done = home.run("build", "missed")
+    assert done.returncode != 0 and "it listed `/usr/share/common-licenses`" in done.stderr
+    assert "put this into the spec" not in done.stderr
+    allowed = '[policy]\nproc = "full"'
+    assert f"this in the spec allows what was refused, and it failed all the same:\n{allowed}" in done.stderr
+
+
+def test_a_directory_that_was_listed_in_vain_is_named_with_what_brings_its_files(home: Home) -> None:
+    licenses = Path("/usr/share/common-licenses")
+    code = f"sys.exit(0 if len(os.listdir('{licenses}')) > 5 else 'too few')"
+    home.write("missed", spec("missed", code))
+    done = home.run("build", "missed")
+    assert done.returncode != 0 and "too few" in done.stderr
+    count = len(list(licenses.iterdir()))
+    assert f"it listed `{licenses}`, of whose {count} names the jail has 0" in done.stderr
+    assert "comes in by `files.include`" in done.stderr
+    home.build("missed", spec("missed", code, f'[files]\ninclude = ["{licenses}"]'))

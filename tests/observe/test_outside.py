@@ -72,6 +72,14 @@ def test_every_process_of_a_pipeline_is_traced(outside: Outside) -> None:
     assert "/usr/share/../x" in paths(observation, "create")
 
 
+def test_the_first_line_of_a_script_that_it_makes_and_runs_is_told(outside: Outside) -> None:
+    make = "printf '#!/bin/sh -e\nexit 0\n' > made && printf ': >&2\n' > plain && chmod 700 made plain"
+    observation = outside("/bin/sh", "-c", f"cd /tmp && {make} && ./made && /usr/bin/true && ./plain")
+    told = {execution.program: execution.line for execution in observation.trace.executions}
+    assert told.pop("/usr/bin/chmod") == told.pop("/usr/bin/true") == told.pop("/bin/sh") == ""
+    assert told == {"/tmp/./made": "#!/bin/sh -e"}
+
+
 def test_clients_are_not_in_the_services_trace(outside: Outside) -> None:
     exercise = Exercise(
         command=("sh", "-c", f'cat /etc/fstab /etc/debian_version; {PYTHON} -c "{ask("/etc/hostname")[2]}"')

@@ -281,6 +281,13 @@ def test_openat2_says_its_flags_in_a_structure() -> None:
     assert (access.operation, access.path, access.mode) == ("create", "/srv/f", 0o600)
 
 
+def test_a_message_queue_is_a_file_of_the_file_system_that_shows_it() -> None:
+    assert rest('1 mq_open("q", O_RDWR|O_CREAT, 0600, NULL) = 3') == [("create", "/dev/mqueue/q", "")]
+    assert rest('1 mq_open("q", O_RDONLY) = -1 ENOENT (No such file or directory)') == [
+        ("write", "/dev/mqueue/q", "ENOENT")
+    ]
+
+
 def test_failed_rename_removes_and_makes_nothing() -> None:
     text = '1 renameat2(AT_FDCWD</home>, "a", AT_FDCWD</home>, "b", 0) = -1 EXDEV (Invalid cross-device link)'
     assert rest(text) == [("unlink", "/home/a", "EXDEV")]

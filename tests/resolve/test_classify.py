@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 from little_world import PROGRAM, World, advice, did, entry, paths, reasons, spec, trace, work
 
 from stockade.records.closure import Evidence
 from stockade.records.spec import Account, Directory, Files, Secret, Service
-from stockade.records.trace import Socket
+from stockade.records.trace import Execution, Socket
 from stockade.resolve import resolve
 
 # rule 1: what succeeded is needed, what failed is none
@@ -99,6 +100,11 @@ def test_devices_are_listed_and_what_a_jail_has_anyway_is_not() -> None:
     used = [did("read", f"/dev/{name}") for name in ("null", "urandom", "ptmx", "pts/3", "stdin", "tty")]
     closure = resolve(trace(*used), spec(service=Service(command=("/bin/true",))))
     assert closure.devices == ("null", "urandom")
+
+
+def test_a_message_queue_asks_for_the_file_system_that_shows_them(world: World) -> None:
+    assert world.resolve(trace(did("create", "/dev/mqueue/queue"))).devices == ("mqueue",)
+    assert world.resolve(trace(did("create", "/dev/mqueue/queue", "EACCES"))).devices == ()
 
 
 def test_a_pid_file_in_run_gives_its_directory_and_not_its_content(world: World) -> None:
@@ -512,6 +518,46 @@ def test_a_service_that_lives_in_a_home_is_taken_and_the_rest_of_the_home_is_not
     )  # fmt: skip
     assert {program, "/home/alice/app/lib/code", "/home/alice"} <= paths(closure)
     assert not {"/home/alice/notes", "/home/alice/.netrc"} & paths(closure)
+
+
+def test_a_script_that_the_service_makes_brings_its_interpreters(world: World) -> None:
+    world.file("/usr/bin/env", mode=0o755)
+    world.file("/usr/bin/tool", "#!/usr/bin/other\n", mode=0o755)
+    world.file("/usr/bin/other", mode=0o755)
+    world.link("/bin", "usr/bin")
+    made = (
+        Execution(pid=2, program="/tmp/made", line="#!/bin/env -S tool --fast"),
+        Execution(pid=2, program="/tmp/lost", line="#!/bin/absent"),
+    )
+    closure = world.resolve(msgspec.structs.replace(trace(did("exec", "/tmp/made")), executions=made))
+    assert {"/bin", "/usr/bin/env", "/usr/bin/tool", "/usr/bin/other"} <= paths(closure)
+    assert Evidence(kind="shebang", detail="`#!/bin/env -S tool --fast` of /tmp/made, which the service makes") in (
+        entry(closure, "/usr/bin/tool").evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "directory"), [(("./serve",), "/home/alice"), (("/bin/sh", "serve"), "/home/alice"),
+                               (("/bin/sh", "/home/alice/serve"), "/"), (("/home/alice/serve",), "/")],
+)  # fmt: skip
+def test_of_a_home_in_which_the_service_lies_what_is_hidden_stays_out(
+    world: World, command: tuple[str, ...], directory: str
+) -> None:
+    world.file("/bin/sh", mode=0o755)
+    world.file("/home/alice/serve", "#!/bin/sh\n", mode=0o755)
+    world.files("/home/alice/data/page", "/home/alice/.config/tool", "/home/bob/notes")
+    read = "/home/alice/serve", "/home/alice/data/page", "/home/alice/.config/tool", "/home/bob/notes"
+    given = spec(service=Service(command=command, directory=directory))
+    found = paths(world.resolve(trace(*(did("read", path) for path in read)), given))
+    assert [path for path in read if path in found] == ["/home/alice/serve", "/home/alice/data/page"]
+
+
+@pytest.mark.parametrize("word", ["/home/alice/tool", "tool", "--from=tool"])
+def test_a_link_in_a_home_that_the_command_names_comes_with_what_it_leads_to(world: World, word: str) -> None:
+    world.file("/srv/bin/tool", mode=0o755)
+    world.link("/home/alice/tool", "/srv/bin/tool")
+    given = spec(service=Service(command=("/srv/bin/tool", word), directory="/home/alice"))
+    assert "/home/alice/tool" in paths(world.resolve(trace(did("read", "/home/alice/tool")), given))
 
 
 def test_the_observers_own_files_stay_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

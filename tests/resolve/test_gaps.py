@@ -77,6 +77,12 @@ def test_a_write_refused_inside_is_a_gap_for_its_directory(world: World) -> None
     assert gaps(outer, inner, closure, root=str(world.root)) == ()
 
 
+def test_a_directory_that_is_made_at_the_second_try_is_no_gap_where_that_was_so_outside(world: World) -> None:
+    deeds = did("mkdir", "/tmp/a/b", "ENOENT"), did("mkdir", "/tmp/a"), did("mkdir", "/tmp/a/b")
+    assert found(world, trace(*deeds), inside(*deeds)) == []
+    assert found(world, trace(*deeds[1:]), inside(*deeds)) == [("/tmp/a/b", "succeeded outside")]
+
+
 def test_a_missing_device_is_a_gap_once() -> None:
     outer = trace()
     inner = inside(did("read", "/dev/urandom", "ENOENT"), did("read", "/dev/pts/0", "ENOENT"))

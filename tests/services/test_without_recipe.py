@@ -124,6 +124,28 @@ TOOLS = {
         ("sh", "-c", "printf abc | openssl dgst -sha256 -r"), "^ba7816bf8f01cfea414140de5dae2223",
         {"openssl": "openssl"},
     ),
+    "message-queue": Tool(
+        (
+            "/usr/bin/python3", "-c",
+            "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); "
+            "queue = libc.mq_open(b'/queue', os.O_CREAT | os.O_RDWR, 0o600, None); "
+            "print(libc.mq_send(queue, b'text', 4, 0), os.strerror(ctypes.get_errno()))",
+        ), "^0 Success$", {"python3": "python3"},
+    ),
+    # As svnadmin does: each directory is tried first, and those above it are made when that failed.
+    "directories-from-below": Tool(
+        (
+            "sh", "-c",
+            "cd /tmp && ! mkdir work/a/b 2>/dev/null && mkdir work && mkdir work/a && mkdir work/a/b && find work",
+        ), "^work\nwork/a\nwork/a/b$", {"find": "findutils"},
+    ),
+    "made-script": Tool(
+        (
+            "/usr/bin/sh", "-c",
+            r"""cd /tmp && printf '#!/bin/sh\nexec ./second\n' > first && """
+            r"""printf '#!/usr/bin/env -S perl -w\nprint qq(made\n);' > second && chmod 700 first second && ./first""",
+        ), "^made$", {"perl": "perl"},
+    ),
     "time-zone": Tool(("env", "TZ=Asia/Tokyo", "date", "-d", "@0", "+%H %Z"), "^09 JST$", {"date": "coreutils"}),
 }  # fmt: skip
 

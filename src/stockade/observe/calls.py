@@ -95,7 +95,7 @@ _SOCKETS = ("bind", "connect", "listen")
 #: The value for strace's `-e trace=`: what the parser understands. `?` skips what an architecture lacks.
 TRACED = ",".join(
     ["%file", *(f"?{name}" for name in ("fchdir", "fchmod", "fchown", "getdents", "getdents64"))]
-    + [f"?{name}" for name in (*_PROCESSES, *_SOCKETS, *IDENTITIES, "capset")]
+    + [f"?{name}" for name in (*_PROCESSES, *_SOCKETS, *IDENTITIES, "mq_open", "capset")]
 )
 
 #: Calls of which strace shall decode structures; the others' (stat's) cost time and tell nothing here.

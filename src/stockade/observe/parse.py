@@ -258,6 +258,16 @@ def _open(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
     state.add(pid, operation, path, result[1], mode=mode)
 
 
+def _queue(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
+    """A message queue, whose name has no slash, by the path that mq_overview(7) gives it."""
+    match = OPEN.match(rest)
+    if match is None or match[1] is None or (result := result_of(rest, match.end())) is None:
+        return
+    found = FLAGS.match(rest, match.end())
+    made = found is not None and "O_CREAT" in found[1].split("|")
+    state.add(pid, "create" if made else "write", f"/dev/mqueue/{unescape(match[1])}", result[1])
+
+
 def _exec(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
     match = (OPENAT if name == "execveat" else OPEN).match(rest)
     end = rest.rfind(") = ")
@@ -371,5 +381,6 @@ _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(("bind", "connect"), _socket),
     **dict.fromkeys(IDENTITIES, _identity),
     "fchdir": _fchdir,
+    "mq_open": _queue,
     "listen": _listen,
 }

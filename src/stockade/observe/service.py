@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from .view import View
 __all__ = ["LAST_WORDS_S", "JailedService", "ViewedService", "check", "signal_number", "until"]
 
 _POLL_S = 0.02
+#: In the words of a service that was started without the sockets that it is to be given (sd_listen_fds(3)).
+_SOCKETLESS = re.compile(r"LISTEN_(FDS|PID)|sd_listen_fds|socket.activat|sockets? passed", re.IGNORECASE)
 #: How long the end of a process that was told to end, or was killed, may take to show.
 LAST_WORDS_S = 0.5
 
@@ -66,8 +69,8 @@ class ViewedService:
         """CPU time used by all of its processes, in clock ticks."""
         return sum(found["ticks"] for found in self.view.processes() if found["pid"] != 1 and not _is_tracer(found))
 
-    def stop(self) -> None:
-        """Stop it as the spec says, then end whatever is left; strace has ended afterwards."""
+    def stop(self) -> bool:
+        """Stop it as the spec says, then end whatever is left; strace has ended afterwards. Whether it ended so."""
         number = signal_number(self.service.stop_signal)
         if self.status is None:
             self.process.kill(number)
@@ -75,7 +78,7 @@ class ViewedService:
             for found in self.view.processes():
                 if found["parent"] == 1 and not _is_tracer(found):
                     self.view.kill(found["pid"], number)
-        until(
+        in_time = until(
             lambda: not self.alive() or (self.status is not None and not self.service.forks),
             self.service.stop_timeout_s,
         )
@@ -85,6 +88,7 @@ class ViewedService:
         self.process.kill()
         self.process.wait(5.0)
         until(lambda: not any(map(_is_tracer, self.view.processes())), 5.0)
+        return in_time
 
 
 def _is_tracer(found: dict[str, object]) -> bool:
@@ -151,11 +155,12 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until `condition` holds, `timeout_s` seconds at most."""
+def until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait until `condition` holds, `timeout_s` seconds at most; whether it does."""
     deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
+    while not (holds := condition()) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    return holds
 
 
 def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], str]) -> None:
@@ -191,11 +196,14 @@ def check(spec: Spec, service: ViewedService | JailedService, log: Callable[[], 
             hint="set `forks = true` in `[service]`, or give it the option that keeps it in the foreground",
             log=log(),
         )
-    raise ServiceError(f"`{name}` ended early, with status {status}", hint=_ended_hint(status, log()), log=log())
+    hint = _ended_hint(spec, status, log())
+    raise ServiceError(f"`{name}` ended early, with status {status}", hint=hint, log=log())
 
 
-def _ended_hint(status: int, log: str) -> str:
+def _ended_hint(spec: Spec, status: int, log: str) -> str:
     """What to do about a service that ended: success means that it was never meant to stay."""
+    if not spec.network.listen and _SOCKETLESS.search(log):
+        return "name the sockets that it is to be given: `listen` in `[network]`"
     if status == 0:
         return (
             "exercises by clients need a service that stays: give it the option that keeps it in the foreground, or, "

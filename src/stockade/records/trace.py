@@ -49,12 +49,16 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """One successful execve. `program` is the path that was executed."""
+    """One successful execve. `program` is the path that was executed.
+
+    `line` is the `#!` line of a script that the run made for itself, "" for every other program.
+    """
 
     pid: int
     program: str
     arguments: tuple[str, ...] = ()
     parent: int = 0
+    line: str = ""
 
 
 class Socket(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from ..records.closure import Evidence
 from ..records.trace import Access, Trace
 from .collect import Collector, Observed
 from .history import WRITES, History, Programs, follows, histories
+from .shebang import find_program, interpreters
 from .workplace import Workplaces
 
 __all__ = ["classify"]
@@ -60,6 +61,7 @@ class _Classifier:
             else:
                 self.ordinary(history)
         self.include_directories()
+        self.made_scripts()
         return self.observed
 
     def evidence(self, event: Access) -> Evidence:
@@ -120,6 +122,9 @@ class _Classifier:
         path = history.place
         if not history.succeeded:
             self.failed(history)
+            return
+        if _below(path, "/dev/mqueue"):
+            self.observed.devices.add("mqueue")
             return
         status, _ = self.host.status(path)
         if status is None or self.rules.private_devices.covers(path):
@@ -293,6 +298,16 @@ class _Classifier:
                     for path in paths:
                         evidence = Evidence(kind="include", detail=detail, because=history.place)
                         self.collector.add(path, evidence)
+
+    def made_scripts(self) -> None:
+        """Interpreters of scripts that the service makes for itself before it runs them."""
+        for execution in self.trace.executions:
+            names, line = interpreters(execution.line)
+            for name in names:
+                found = find_program(self.host, name, self.collector.path, directory=self.collector.directory)
+                if found is not None:
+                    detail = f"`{line}` of {execution.program}, which the service makes"
+                    self.collector.program(found, Evidence(kind="shebang", detail=detail), strict=False)
 
     def was_read(self, path: str) -> bool:
         history = self.histories.get(self.host.walk(path).path)

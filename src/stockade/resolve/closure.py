@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -203,14 +204,18 @@ def _mount_points(collector: Collector) -> None:
 
 
 def _own_places(host: Host, spec: Spec, trace: Trace | None) -> tuple[str, ...]:
-    """Directories in a home that hold the service: around its programs and scripts, and its working directory."""
+    """What holds the service in a home: its programs, what its command names, the links to these, the directories
+    around them, and its working directory. Other places are among them too."""
     known = rules()
-    programs = [execution.program for execution in trace.executions] if trace is not None else []
-    programs += [word for word in spec.service.command if word.startswith("/")]
+    named = [execution.program for execution in trace.executions] if trace is not None else []
+    named += [path for word in spec.service.command for path in (word, word.partition("=")[2]) if path]
     places = {host.walk(spec.service.directory).path}
-    for program in programs:
-        place = host.walk(program).path.rpartition("/")[0]
+    for path in named:
+        found = host.walk(os.path.join(spec.service.directory, path))
+        if found.status is None:
+            continue
+        place = found.path.rpartition("/")[0]
         above = place.rpartition("/")[0]
         inside = known.in_home.covers(above) and re.search(r"/(?:bin|sbin|libexec)\Z", place)
-        places.add(above if inside else place)
-    return tuple(sorted(place for place in places if known.in_home.covers(place)))
+        places |= {found.path, *(link for link, _ in found.links), above if inside else place}
+    return tuple(sorted(places))

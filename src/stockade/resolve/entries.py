@@ -37,6 +37,7 @@ class Entries:
         self._exclude = Patterns(spec.files.exclude)
         self._named = Patterns(spec.files.include)
         self._own_places: tuple[str, ...] = ()
+        self._own_homes: tuple[str, ...] = ()
         self._ours = tuple(f"{path}/" for path in (places.configuration(), places.state(), places.run()))
         self._keys: dict[str, bool] = {}
         self._left_out: dict[str, str] = {}
@@ -44,9 +45,22 @@ class Entries:
     # what is left out
 
     def allow_below(self, paths: Iterable[str]) -> None:
-        """Directories in a home that belong to the service, so that the rule on homes doesn't hold there."""
-        self._own_places += tuple(f"{path}/" for path in paths)
+        """Paths in a home that belong to the service, so that the rule on homes doesn't hold there.
+
+        Of a home itself only what does not begin with a dot is the service's: the rest is its owner's.
+        """
+        for path in paths:
+            if self.rules.in_home.covers(path):
+                self._own_places += (f"{path}/",)
+            elif self.rules.in_home.covers(f"{path}/x"):
+                self._own_homes += (f"{path}/",)
         self._left_out.clear()
+
+    def _in_home(self, path: str) -> bool:
+        """The canonical `path` lies in a home and does not belong to the service."""
+        if not self.rules.in_home.covers(path) or f"{path}/".startswith(self._own_places):
+            return False
+        return not any(path.startswith(home) and path[len(home)] != "." for home in self._own_homes)
 
     def left_out(self, path: str) -> str:
         """Why the canonical `path` stays outside: rule 13, `files.exclude` or what the build makes; else ""."""
@@ -68,7 +82,7 @@ class Entries:
             return group.reason
         if named:
             return ""
-        if self.rules.in_home.covers(path) and not f"{path}/".startswith(self._own_places):
+        if self._in_home(path):
             return "in a home directory"
         return "a private key" if self._is_key(path) else ""
 

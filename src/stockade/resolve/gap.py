@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Container
 
 from ..records.closure import Closure, Gap
 from ..records.trace import Access, Trace
@@ -66,7 +66,7 @@ class _Comparison:
 
     def gaps(self, inside: Trace) -> tuple[Gap, ...]:
         found: dict[str, Gap] = {}
-        succeeded = {self.place(access) for access in inside.accesses if not access.error}
+        succeeded = {(self.place(access), access.operation in WRITES) for access in inside.accesses if not access.error}
         for access in sorted(inside.accesses, key=lambda item: item.order):
             where = self.place(access)
             reason = self.reason(access, where, succeeded)
@@ -74,7 +74,7 @@ class _Comparison:
                 found[where] = Gap(path=access.path, operation=access.operation, error=access.error, reason=reason)
         return tuple(sorted(found.values()))
 
-    def reason(self, access: Access, where: str, succeeded_inside: Iterable[str]) -> str:
+    def reason(self, access: Access, where: str, succeeded_inside: Container[tuple[str, bool]]) -> str:
         """Why the access is a gap, "" when it is none."""
         write = access.operation in WRITES
         if access.error not in (_MISSING_WRITE if write else _MISSING) or access.operation in ("connect", "unlink"):
@@ -90,8 +90,11 @@ class _Comparison:
         if where.startswith("/dev/"):
             return why if self._device(where) else ""
         if write and access.operation != "write":
+            if (where, write) in self.failed and (where, write) in succeeded_inside:
+                return ""  # outside too it failed and then succeeded: tried before the directory above it was made
             return why if why == "succeeded outside" and not self._writable(where) else ""
-        return why if self._lacking(where, write) and where not in succeeded_inside else ""
+        found = (where, True) in succeeded_inside or (where, False) in succeeded_inside
+        return why if not found and self._lacking(where, write) else ""
 
     def _device(self, where: str) -> bool:
         status, _ = self.host.status(where)
