@@ -10,11 +10,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import clihome
 import pytest
 
 from stockade.doctor import examine
@@ -24,37 +24,13 @@ pytestmark = pytest.mark.skipif(
     reason=f"this host lacks {', '.join(feature.name for feature in examine().missing)}: see `stockade doctor`",
 )
 
-Done = subprocess.CompletedProcess[str]
 
-
-class Home:
-    """A home of its own, and jails in it that are built without observing: what they need is named."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(directory),
-            "LC_ALL": "C.UTF-8",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src"),
-            "STOCKADE_HOME": str(directory),
-        }
-        self.command = [sys.executable, "-m", "stockade"]
-
-    def run(self, *words: str) -> Done:
-        return subprocess.run(
-            [*self.command, *words], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-
-    def good(self, *words: str) -> Done:
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return done
+class Home(clihome.Home):
+    """A home, and jails in it that are built without observing: what they need is named."""
 
     def build(self, name: str, script: str, more: str = "", *, programs: str = '"sh", "sleep", "touch"') -> None:
-        (self.directory / "config").mkdir(exist_ok=True)
-        (self.directory / "config" / f"{name}.toml").write_text(
+        self.write(
+            name,
             f'name = "{name}"\n[service]\ncommand = ["/bin/sh", "-c", {json.dumps(script)}]\n{more}\n'
             f'[files]\nprograms = [{programs}]\n[directories."/tmp"]\nmode = "1777"\n'
         )
@@ -304,7 +280,6 @@ def listener(home: Home) -> Home:
     python = "/usr/bin/python3"
     if not os.path.exists(python):
         pytest.skip("`apt-get install python3-minimal`: the service of these tests is a Python program")
-    (home.directory / "config").mkdir()
     (home.directory / "config/served.toml").write_text(
         f'name = "served"\n[service]\ncommand = ["{python}", "-I", "-S", "-c", {json.dumps(SERVER)}]\n'
         f'ready = {{ tcp = 4242 }}\nuser = "nobody"\n[files]\nprograms = ["{python}"]\n'
@@ -445,7 +420,6 @@ def test_nginx_takes_the_socket_that_it_is_given(home: Home) -> None:
         + "".join(f"{kind}_temp_path /tmp/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         + "}"
     )
-    (home.directory / "config").mkdir()
     (home.directory / "config/web.toml").write_text(
         f'name = "web"\n[service]\ncommand = ["{nginx}", "-e", "stderr", "-c", "/etc/nginx.conf"]\n'
         f'ready = {{ tcp = {number} }}\n[files]\nprograms = ["{nginx}"]\n'

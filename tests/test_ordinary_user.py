@@ -311,6 +311,13 @@ def test_a_program_without_a_recipe_is_root_of_a_range_and_nobody_outside(user: 
         user.good("stop", "web")
 
 
+def test_a_script_that_a_program_makes_for_itself_alone_runs(user: User) -> None:
+    make = "cd /tmp && printf '#!/bin/sh\necho made\n' > script && chmod 700 script && exec ./script"
+    user.good("new", "maker", "--", "/usr/bin/sh", "-c", make)
+    user.good("build", "maker")
+    assert user.good("run", "maker") == "made\n"
+
+
 @pytest.mark.slow
 def test_with_one_id_a_server_a_database_and_a_tool_are_built_and_run(single: User) -> None:
     _needs("redis-server", "redis-server")
@@ -356,6 +363,22 @@ def test_with_one_id_an_exercise_that_wants_two_tells_the_cure(single: User) -> 
     message, hint = single.refused("build", "basic")
     assert message.startswith("exercise `a listing with owners and times` does not work outside a jail either: ")
     assert hint.endswith(f"; where several ids are needed, you need a range of them: {CURE}")
+
+
+@pytest.mark.slow
+def test_nginx_as_debian_has_it_is_built_though_its_directories_are_roots(user: User) -> None:
+    """It makes directories in /var/lib/nginx and writes logs in /var/log/nginx, where this user may do neither."""
+    _needs("nginx", "nginx-light")
+    directories = ("/var/lib/nginx", "/var/log/nginx")
+    before = {path: sorted(os.listdir(path)) for path in directories}
+    exercise = "curl --silent --fail http://127.0.0.1/"
+    user.good("new", "web", "--tcp", "80", "--exercise", exercise, "--", "nginx", "-g", "daemon off;")
+    report = user.report("build", "web")
+    assert [line["passed"] for line in report["exercises"]] == [True]
+    assert report["proposal"]["capabilities"] == ["chown", "setgid", "setuid"]
+    user.good("start", "web")
+    user.good("stop", "web")
+    assert {path: sorted(os.listdir(path)) for path in directories} == before
 
 
 @pytest.mark.slow

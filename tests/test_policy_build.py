@@ -14,8 +14,9 @@ from policyjail import PYTHON, Home, python, spec
 
 from stockade.errors import ServiceError
 from stockade.narrowing import Wanted, least
+from stockade.records.exercise import ExerciseResult
 from stockade.records.lock import Lock, LockedSpec
-from stockade.records.spec import Service, Spec
+from stockade.records.spec import Exercise, Ready, Service, Spec
 from stockade.records.trace import Trace
 from stockade.trial import Trial
 
@@ -85,6 +86,25 @@ def test_of_two_that_would_do_the_weaker_stays(either: tuple[str, str], kept: st
         good=Wanted(), progress=lambda text: None,
     )  # fmt: skip
     assert found.lock.capabilities == (kept,)
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.01, 5.0), (0.5, 10.0), (3.0, 20.0)])
+def test_a_run_without_a_capability_is_not_waited_for_much_longer_than_one_with_it(
+    seconds: float, limit: float
+) -> None:
+    lock = Lock(spec=LockedSpec(name="x", sha256=""), architecture="x86_64", capabilities=("kill",))
+    service = Service(command=("x",), ready=Ready(tcp=1, timeout_s=7))
+    given = Spec(name="x", service=service, exercises=(Exercise(command=("y",)),))
+    result = ExerciseResult(name="y", passed=True, seconds=seconds)
+    works = Trial(Trace(where="inside"), (result,), None, "", ready_s=seconds)
+    limits: list[tuple[float, float]] = []
+
+    def run(spec: Spec, _lock: Lock) -> Trial:
+        limits.append((spec.service.ready.timeout_s, spec.exercises[0].timeout_s))
+        return works
+
+    least(given, lock, works, run=run, good=Wanted(), progress=lambda text: None)
+    assert limits == [(min(7.0, limit), limit)]
 
 
 @pytest.mark.slow
@@ -174,6 +194,22 @@ def test_a_command_may_end_with_any_status_that_it_has_outside_too_which_is_told
     assert advice["message"] == "ended with status 3 outside a jail, which counts as success"
     report = home.build("server", spec("server", "sys.exit(0)"))
     assert not [one for one in report["advice"] if one["code"] == "status"]
+
+
+@pytest.mark.parametrize(("stop_signal", "told"), [("SIGTERM", 1), ("SIGINT", 0)])
+def test_a_service_that_the_signal_does_not_stop_is_told_with_the_keys_that_help(
+    home: Home, stop_signal: str, told: int
+) -> None:
+    """As uwsgi, which reloads at SIGTERM."""
+    code = "signal.signal(signal.SIGTERM, lambda *_: None)\n" + SERVER
+    lines = ['user = "nobody"', "ready = { tcp = 4242 }", "stop_timeout_s = 2", f'stop_signal = "{stop_signal}"']
+    home.write("server", spec("server", code, *lines))
+    done = home.run("build", "server")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(
+        "note: still ran 2 s after SIGTERM, and had to be killed: name the signal that ends it, as its manual has it, "
+        "often SIGINT or SIGQUIT: `stop_signal` in `[service]`; or give it more time: `stop_timeout_s`"
+    ) == told
 
 
 def test_a_peer_that_cannot_be_reached_outside_either_is_no_refusal_of_the_walls(home: Home) -> None:

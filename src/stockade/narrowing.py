@@ -11,6 +11,7 @@ import msgspec
 from .contain.identity import users
 from .errors import ExerciseError, ServiceError
 from .policy.blocked import blocked, granted
+from .policy.listed import partly_there
 from .policy.proposal import propose
 from .records.exercise import ExerciseResult
 from .records.lock import Lock
@@ -24,6 +25,9 @@ from .why import Diagnosis, Run, diagnose, explained
 __all__ = ["Least", "Wanted", "failure", "least", "proposal", "reasons"]
 
 Progress = Callable[[str], None]
+
+#: How much slower than in a good run something may be in one of a search, and the seconds that it may take anyway.
+_SLOWER, _PATIENCE_S = 20, 5.0
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,16 @@ def least(
     """Leave out each capability of `lock` once, the strongest first, and keep those without which `good` fails.
 
     `trial` is a run of `lock` that is good. Leaving one out cannot make up for another, so that once is enough. A
-    service that stops by itself with it, and without it has to be killed or crashes then, needs it too.
+    service that stops by itself with it, and without it has to be killed or crashes then, needs it too; so does one
+    that takes very much longer without it.
     """
     found = Least(lock, trial)
+    hurried = _hurried(spec, trial)
     for name in strongest_first(lock.capabilities):
         progress(f"trying it without the capability `{name}`")
         kept = tuple(other for other in found.lock.capabilities if other != name)
         less = msgspec.structs.replace(found.lock, capabilities=kept)
-        tried = run(spec, less)
+        tried = run(hurried, less)
         as_clean = (tried.stopped or not found.trial.stopped) and (found.trial.crashed or not tried.crashed)
         if good(tried) and as_clean:
             before = {one.key for one in blocked(found.trial.trace, spec, found.lock)}
@@ -70,6 +76,22 @@ def least(
             )
             found.lock, found.trial = less, tried
     return found
+
+
+def _hurried(spec: Spec, trial: Trial) -> Spec:
+    """`spec` with shorter time limits, as everything in it took no longer in `trial`: what hangs is waited for anew."""
+
+    def limit(timeout_s: float, seconds: float) -> float:
+        return min(timeout_s, max(_PATIENCE_S, _SLOWER * seconds))
+
+    ready = msgspec.structs.replace(spec.service.ready, timeout_s=limit(spec.service.ready.timeout_s, trial.ready_s))
+    exercises = tuple(
+        msgspec.structs.replace(exercise, timeout_s=limit(exercise.timeout_s, result.seconds))
+        for exercise, result in zip(spec.exercises, trial.exercises, strict=True)
+    )
+    return msgspec.structs.replace(
+        spec, service=msgspec.structs.replace(spec.service, ready=ready), exercises=exercises
+    )
 
 
 def reasons(
@@ -96,8 +118,8 @@ def reasons(
     return found
 
 
-def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, *, observed: bool) -> ServiceError:
-    """What failed in `trial`, what was refused, and how to allow it. `observed`: it worked outside."""
+def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, lock: Lock, *, observed: bool) -> ServiceError:
+    """What failed in `trial` of `lock`, what was refused, and how to allow it. `observed`: it worked outside."""
     where = "works outside, not in its jail" if observed else "does not work in its jail"
     kind, hint, said, tip = ServiceError, "`-v` shows the service's log", "", ""
     result = next((result for result in trial.exercises if not result.passed), None)
@@ -115,7 +137,13 @@ def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, *, observed: boo
     if lines:
         message, said = f"{'; '.join(filter(None, (message, said)))}\n{lines}", ""
     advice = diagnosis.advice if lines else ""
-    return kind(message, hint="; ".join(filter(None, (said, tip, advice))) or hint, log=trial.log)
+    told = diagnosis.cured or any(
+        one.never or (one.wall == "missing" and not one.path.startswith("/proc/")) for one in diagnosis.refusals
+    )
+    listed = partly_there(trial.trace, lock) if observed and not told else ""
+    if not any((said, tip, advice)):
+        said = hint
+    return kind(message, hint="; ".join(filter(None, (said, tip, listed, advice))), log=trial.log)
 
 
 def _unknown_client(trial: Trial, result: ExerciseResult, spec: Spec) -> str:

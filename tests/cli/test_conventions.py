@@ -10,6 +10,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -161,6 +162,27 @@ def test_interrupt_ends_with_130_and_one_line(command: list[str], environment: d
             assert child.returncode == 130
         assert child.stderr is not None
         assert child.stderr.read().decode().splitlines()[-1] == "interrupted"
+
+
+def test_an_interrupt_while_msgspec_is_imported_waits_until_it_is_whole(environment: dict[str, str]) -> None:
+    """One that makes its initialisation miss the datetime module leaves a module that reads a null pointer."""
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def press(event, arguments):
+    if event == "import" and arguments[0] == "msgspec._core":
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(press)
+from stockade.cli import main
+try:
+    main(["recipes"])
+except KeyboardInterrupt:
+    print("msgspec.toml" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def opened_when_read(fifo: Path) -> IO[bytes]:

@@ -7,14 +7,14 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from commandline import Done, Run
+from clihome import Home
+from commandline import Run
 
 from stockade.doctor import examine
 from stockade.records import report as reports
@@ -41,40 +41,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Home:
-    """A home with the jail `box` in it, built once for all tests of this module."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(directory),
-            "LC_ALL": "C.UTF-8",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src"),
-            "STOCKADE_HOME": str(directory),
-        }
-        self.command = [sys.executable, "-m", "stockade"]
-
-    def run(self, *words: str) -> Done:
-        return subprocess.run(
-            [*self.command, *words], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-
-    def good(self, *words: str) -> Done:
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return done
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    directory = tmp_path_factory.mktemp("home")
-    (directory / "config").mkdir()
-    (directory / "config" / "box.toml").write_text(SPEC)
-    home = Home(directory)
+    home = Home(tmp_path_factory.mktemp("home"))
+    home.write("box", SPEC)
     first = home.good("build", "box", "--json")
-    (directory / "first.json").write_text(first.stdout)
+    (home.directory / "first.json").write_text(first.stdout)
     yield home
     home.run("stop", "box", "--timeout", "0")
     home.run("rm", "--force", "box")

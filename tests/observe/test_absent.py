@@ -54,6 +54,18 @@ def test_a_tree_is_told_of_once() -> None:
     assert len(told(("mkdir", "/run/none-x/a", "ENOENT"), ("mkdir", "/run/none-x/a/b", "ENOENT"))) == 1
 
 
+def test_names_that_are_not_in_the_root_directory_are_told_with_the_line_that_runs_it_elsewhere() -> None:
+    found: list[tuple[Operation, str, str]] = [
+        ("stat", "//none.d", "ENOENT"), ("read", "/none-a", "ENOENT"), ("exec", "/none-b", "ENOENT"),
+        ("read", "/none-c", "ENOENT"), ("read", "/.none", "ENOENT"), ("read", "/etc", "ENOENT"),
+    ]  # fmt: skip
+    (said,) = told(*found)
+    assert said == "`none-a`, `none-b`, `none-c` are not in `/`, where it is run: `directory` in `[service]` names " \
+        "another place"
+    trace = Trace(where="outside", accesses=(Access(path="/none-a", operation="read", error="ENOENT"),))
+    assert cures(trace, Spec(name="x", service=Service(command=("x",), directory="/srv"))) == ()
+
+
 def test_a_file_of_the_hosts_tmp_is_told_of_and_its_directories_are_not() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         path = Path(directory) / "app.py"

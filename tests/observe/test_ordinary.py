@@ -300,7 +300,7 @@ def test_a_jail_of_the_users_own_is_joined_and_traced(as_walter: Run) -> None:
             ),
         )
         said = []
-        def release():
+        def release(sockets):
             jail.stdin.write(b"go\\n")
             said.append(jail.stdout.readline().decode())
         seen = observe.inside(
@@ -342,3 +342,61 @@ def test_a_jail_without_a_root_of_its_own_is_traced_by_its_user(as_walter: Run) 
     ended, opened = found
     assert ended is True
     assert "/etc/debian_version" in opened
+
+
+def test_a_service_writes_where_only_root_may_and_the_host_keeps_what_it_has(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        script = "set -e; mkdir /srv/kept/new; echo x >>/srv/kept/log; cat /srv/kept/log /srv/kept/old"
+        spec = Spec(name="x", service=Service(command=("sh", "-c", script)))
+        seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity())
+        made = [a.path for a in seen.trace.accesses if a.operation in ("mkdir", "create") and not a.error]
+        show([seen.status, seen.log, made, sorted(os.listdir("/srv/kept"))])
+        """,
+        before=(
+            "os.mkdir('/srv/kept', 0o755); open('/srv/kept/old', 'w').write('old\\n'); "
+            "open('/srv/kept/log', 'w').write('secret'); os.chmod('/srv/kept/log', 0o600)"
+        ),
+    )
+    status, log, made, left = found
+    # The log is nobody else's to read: the service appends to an empty one.
+    assert (status, log) == (0, "x\nold\n")
+    assert {"/srv/kept/new", "/srv/kept/log"} <= set(made)
+    assert left == ["log", "old"]
+
+
+def test_a_failure_that_no_stand_in_cures_is_told_once_it_is_sure(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        script = "mkdir /srv/kept/new; sleep 100"
+        exercise = Exercise(command=("false",), timeout_s=5)
+        spec = Spec(name="x", service=Service(command=("sh", "-c", script)), exercises=(exercise,))
+        steps = []
+        try:
+            observe.outside(
+                spec, seeds=(), substitutions={}, identity=observe.Identity(), progress=steps.append
+            )
+        except StockadeError as error:
+            show([error.message, [step for step in steps if step.startswith("once more")]])
+        """,
+        before="os.mkdir('/srv/kept', 0o755)",
+    )
+    message, again = found
+    assert "does not work outside a jail either" in message
+    assert again == ["once more, with what this user may not write to as copies: `/srv/kept`"]
+
+
+def test_what_only_root_may_read_is_named(as_walter: Run) -> None:
+    found = as_walter(
+        """
+        script = "cat /srv/kept/key /srv/none; cat /srv/open; exit 3"
+        exercise = Exercise(command=("true",))
+        spec = Spec(name="x", service=Service(command=("sh", "-c", script)), exercises=(exercise,))
+        try:
+            observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity())
+        except StockadeError as error:
+            show(error.hint)
+        """,
+        before="os.mkdir('/srv/kept', 0o700); open('/srv/kept/key', 'w'); open('/srv/open', 'w')",
+    )
+    assert found.endswith("; on this host you may not read `/srv/kept`")

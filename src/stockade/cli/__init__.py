@@ -27,11 +27,23 @@ def main(words: list[str]) -> int:
         _find_packages()
     # Most verbs end before there is garbage worth looking for.
     gc.set_threshold(_OBJECTS)
+    _load_msgspec()
     from stockade.cli import application
 
     if words[:1] == [_LAUNCH_FAILED]:
         return application.launch_failed(words[1])
     return application.run(words)
+
+
+def _load_msgspec() -> None:
+    """Import msgspec with an interrupt held back: in the middle of its initialisation one was seen to crash Python."""
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
 def _find_packages() -> None:

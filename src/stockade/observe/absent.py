@@ -1,4 +1,4 @@
-"""What a run in a view of the host missed because nobody had made it there, and the cure. Changes nothing."""
+"""What a run in a view of the host missed, as nobody had made it, or the caller may not read it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,20 +22,37 @@ def cures(trace: Trace, spec: Spec) -> tuple[str, ...]:
     """What may help a service that failed outside, three hints at most.
 
     Directories in which it could not make anything because they are not there: at boot a unit or a script of the
-    host makes them (systemd.exec(5), RuntimeDirectory=). And what it looked for in the host's /tmp.
+    host makes them (systemd.exec(5), RuntimeDirectory=). What it looked for in the host's /tmp. What an ordinary
+    user may not read. And names that it looked for in `/`, where it is run unless the spec says otherwise.
     """
     made = {access.path for access in trace.accesses if access.operation == "mkdir" and not access.error}
     found: dict[str, str] = {}
     for access in trace.accesses:
-        if access.error == "ENOENT":
-            place, text = _cure(access, spec)
+        if access.error in _CURES:
+            place, text = _CURES[access.error](access, spec)
             related = any(f"{place}/".startswith(f"{one}/") or one.startswith(f"{place}/") for one in found)
             if place and place not in made and not related:
                 found[place] = text
-    return tuple(found.values())[:_MOST]
+    return (*tuple(found.values())[:_MOST], *_beside(trace, spec))[:_MOST]
 
 
-def _cure(access: Access, spec: Spec) -> tuple[str, str]:
+def _beside(trace: Trace, spec: Spec) -> tuple[str, ...]:
+    """One hint on what was not in the working directory, for a service that is run in `/`."""
+    if spec.service.directory != "/":
+        return ()
+    looked = {
+        access.path.lstrip("/"): None for access in trace.accesses if access.error == "ENOENT"
+        and access.operation in _NEEDING and os.path.dirname(os.path.normpath(access.path)) in ("/", "//")
+    }  # fmt: skip
+    names = [name for name in looked if not name.startswith(".") and not os.path.lexists(f"/{name}")]
+    if not names:
+        return ()
+    named = ", ".join(f"`{escape(name)}`" for name in names[-_MOST:])
+    verb = "is" if len(names) == 1 else "are"
+    return (f"{named} {verb} not in `/`, where it is run: `directory` in `[service]` names another place",)
+
+
+def _absent(access: Access, spec: Spec) -> tuple[str, str]:
     """The place that was missing and what to do about it; ("", "") where nothing is known."""
     path = access.path
     if access.operation in _MAKING:
@@ -51,3 +68,19 @@ def _cure(access: Access, spec: Spec) -> tuple[str, str]:
         text = f"`{escape(path)}` is in the host's `/tmp`, of which a jail has one of its own: keep it elsewhere"
         return path, text
     return "", ""
+
+
+def _closed(access: Access, _spec: Spec) -> tuple[str, str]:
+    """What the host has, and the caller may not read; a directory on the way to it where that is closed."""
+    if access.operation not in _NEEDING:
+        return "", ""
+    steps = os.path.normpath(access.path).split("/")
+    for count in range(2, len(steps) + 1):
+        path = "/".join(steps[:count])
+        wanted = os.R_OK if count == len(steps) and access.operation == "read" else os.X_OK
+        if os.path.lexists(path) and not os.access(path, wanted):
+            return path, f"on this host you may not read `{escape(path)}`"
+    return "", ""
+
+
+_CURES = {"ENOENT": _absent, "EACCES": _closed}
