@@ -8,6 +8,7 @@ anew each time, with the same programs: Stockade by `stockade build sshd --no-ob
 result on disk at its end; the jail's keys are there from an earlier build, as jailkit makes none), jailkit by `jk_init`
 for what its own configuration has a section for, and `jk_cp` for the programs. What was made is put aside and removed
 at the end: ext4 passes over inodes that were freed within the last seconds, one by one, which would be measured too.
+Before each turn all is written to the disk, or Stockade, which waits for that, would write what jailkit has left.
 The jails of jailkit then get the recipe's configuration and must serve, in a chroot and a network of their own, before
 their size counts.
 """
@@ -192,12 +193,14 @@ def timed(report: measure.Report, spec: Spec, directory: Path, runs: int) -> Non
         put_aside(jail)
         shutil.copytree(keys, jail / "secrets")
         jail.chmod(0o700)
+        os.sync()
         begun = time.perf_counter()
         stockade("build", "sshd", "--no-observe", "--no-verify")
         return time.perf_counter() - begun
 
     def theirs() -> float:
         work.mkdir()
+        os.sync()
         begun = time.perf_counter()
         jailkit(SSHD, spec, work)
         seconds = time.perf_counter() - begun

@@ -15,6 +15,7 @@ from typing import TypeVar
 from stockade import places
 from stockade.errors import BuildError, NotFoundError, StateError, UsageError
 from stockade.kernel import userns
+from stockade.kernel.attributes import spread_apart
 from stockade.kernel.beneath import syncfs
 from stockade.kernel.removal import remove_tree
 from stockade.records.generation import Generation
@@ -185,6 +186,7 @@ class Store:
         """
         with self._exclusive():
             self._sweep()
+            spread_apart(self._generations)
             try:
                 number = max(self.generations(), default=0) + 1
                 path = self._generations / f"{_BUILDING}{os.getpid()}-{fresh_suffix()}"
