@@ -15,8 +15,8 @@ import pytest
 from stockade import observe
 from stockade.errors import ObserveError
 from stockade.observe.exercise import client
+from stockade.observe.jailed import root_of
 from stockade.observe.parse import Recorded, parse, read
-from stockade.observe.run import root_of
 from stockade.observe.tracer import Tracer
 from stockade.records.exercise import Outcome
 from stockade.records.seed import Seed

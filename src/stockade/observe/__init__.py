@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .absent import cures
+    from .jailed import Attach, inside
     from .process import Process
-    from .run import Attach, Identity, Observation, inside, outside
+    from .run import Identity, Observation, outside
     from .view import View
 
 __all__ = ["Attach", "Identity", "Observation", "Process", "View", "cures", "inside", "outside"]
 
 # Imported at first use: who waits for a service needs no reader of traces.
-_HOMES = {"Process": "process", "View": "view", "cures": "absent"}
+_HOMES = {"Attach": "jailed", "Process": "process", "View": "view", "cures": "absent", "inside": "jailed"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,8 @@
-"""Observe one run of a service and its exercises: outside, in a view of the host, and inside, in its jail."""
+"""Observe one run of a service and its exercises outside, in a throwaway view of the host."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import stat
 import time
@@ -26,20 +25,18 @@ from .parse import Recorded, parse, read
 from .process import Process
 from .ready import Probe, await_ready, conditions, settle
 from .scripts import with_lines
-from .service import LAST_WORDS_S, JailedService, ViewedService, check, until
+from .service import LAST_WORDS_S, ViewedService, check, until
 from .standins import stand_ins
-from .tracer import Tracer
 from .view import View
 from .viewtree import RUN, TRACE_DIRECTORY
 
-__all__ = ["Attach", "Identity", "Observation", "inside", "outside", "root_of", "service_environment"]
+__all__ = ["SYSLOG", "Identity", "Observation", "Progress", "Steps", "outside", "started", "tail"]
 
 _LOG_TAIL = 64 * 1024
-_SYSLOG = "/dev/log"
+SYSLOG = "/dev/log"
+"""A socket of Stockade's own in each view and jail, which says nothing of the service."""
 _MOST_STAND_INS = 8  # runs; each may show what the one before did not come to
 Progress = Callable[[str], None]
-#: Attaches strace to the process with that host id.
-Attach = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Observation:
     stopped: bool = True
 
 
-class _Steps:
+class Steps:
     """The time that each step took, by its name; tells the progress callback of each."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -116,7 +113,7 @@ def outside(
     that fails is done again with stand-ins for what it was refused to write to.
     """
     tracer.require()
-    once = _Outside(spec, seeds, client_seeds, substitutions, identity, environment, _Steps(progress), syscalls)
+    once = _Outside(spec, seeds, client_seeds, substitutions, identity, environment, Steps(progress), syscalls)
     observation, error = once.observe()
     if error is not None and not syscalls and _privileged(observation.trace):
         once.steps.tell("once more, with setuid programs in force")
@@ -161,7 +158,7 @@ class _Outside:
     substitutions: Mapping[str, str]
     identity: Identity
     environment: Mapping[str, str] | None
-    steps: _Steps
+    steps: Steps
     syscalls: bool
     privileged: bool = False
 
@@ -184,13 +181,13 @@ class _Outside:
                     pid=view.pid,
                     exists=view.exists,
                     run=lambda command, timeout_s: client(view)(command, b"", timeout_s).status,
-                    log=lambda: _tail(view.log),
-                    check=lambda: check(spec, service, lambda: _tail(view.log)),
+                    log=lambda: tail(view.log),
+                    check=lambda: check(spec, service, lambda: tail(view.log)),
                     ended=lambda: service.status is not None,
                     ticks=service.ticks,
-                    ignored=frozenset((_SYSLOG,)),
+                    ignored=frozenset((SYSLOG,)),
                 )
-                error = _started(spec, probe)
+                error = started(spec, probe)
             with steps.step("exercises", "exercising it outside a jail"):
                 runners = {"client": client(view), "inside": self._inside(view, recorded)}
                 for exercise in spec.exercises if error is None else ():
@@ -207,7 +204,7 @@ class _Outside:
                 trace = parse(read(view.scratch, recorded), recorded, names=self.syscalls)
                 trace = _without(trace, RUN, seconds=steps.seconds["start"] + steps.seconds["exercises"])
                 trace = with_lines(trace, view.pid)
-            log = _tail(view.log)
+            log = tail(view.log)
         seen = Observation(trace, tuple(results), log, status, None, dict(steps.seconds), stopped=stopped)
         return seen, error
 
@@ -238,7 +235,7 @@ class _Outside:
         prefix = f"t{len(recorded)}"
         before, environment = tracer.launcher(
             f"{TRACE_DIRECTORY}/{prefix}",
-            environment=service_environment(spec) if self.environment is None else self.environment,
+            environment=_service_environment(spec) if self.environment is None else self.environment,
             syscalls=self.syscalls,
             privileged=self.privileged,
         )
@@ -277,12 +274,12 @@ class _Outside:
         return run
 
 
-def service_environment(spec: Spec) -> dict[str, str]:
+def _service_environment(spec: Spec) -> dict[str, str]:
     """What the service finds in its environment: PATH, and what the spec sets."""
     return {"PATH": CLIENT_ENVIRONMENT["PATH"], **spec.service.environment}
 
 
-def _started(spec: Spec, probe: Probe) -> ServiceError | None:
+def started(spec: Spec, probe: Probe) -> ServiceError | None:
     """Wait until the service is ready, as the spec says or as far as can be told; why it never was."""
     ready = ready_beside(spec.service.ready, given_ports(spec))
     try:
@@ -321,106 +318,7 @@ def _without(trace: Trace, directory: str, *, seconds: float) -> Trace:
     return msgspec.structs.replace(trace, accesses=kept, seconds=seconds)
 
 
-def _tail(descriptor: int) -> str:
+def tail(descriptor: int) -> str:
+    """The last of what a log holds."""
     size = os.fstat(descriptor).st_size
     return os.pread(descriptor, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode("utf-8", "replace")
-
-
-def inside(
-    spec: Spec,
-    *,
-    pid: int,
-    init_pid: int,
-    release: Callable[[tuple[int, ...]], None],
-    alive: Callable[[], bool],
-    log: Callable[[], str],
-    run_inside: Callable[[Sequence[str], bytes, float, Attach], Outcome],
-    client_seeds: Sequence[Seed] = (),
-    substitutions: Mapping[str, str],
-    as_uid0_of: int | None = None,
-    progress: Progress | None = None,
-    syscalls: bool = True,
-) -> Observation:
-    """The same exercises against a jail whose warden waits at its gate, with clients in its network.
-
-    `pid` and `init_pid` are the host ids of the process that becomes the service and of the jail's first process;
-    `release` opens the gate and gives the service these sockets, `alive` and `log` tell of the jail. `run_inside` runs
-    a command behind the walls; while the command waits at a gate it calls the function that it is given, which attaches
-    strace. An ordinary user gives `as_uid0_of` a process of the jail's user namespace. All exercises are run, and
-    nothing is raised for one that fails: the trace says what is missing. The service is stopped at the end, the jail is
-    the caller's to end.
-    """
-    steps = _Steps(progress)
-    base = root_of(pid)
-    with contextlib.ExitStack() as stack:
-        with steps.step("view", "making a view for the clients"):
-            view = stack.enter_context(View.open(seeds=client_seeds, network_of=pid, service_root_of=pid))
-        with steps.step("start", f"starting `{spec.service.command[0]}` in its jail"):
-            strace = stack.enter_context(
-                Tracer.attach(pid, directory=view.scratch, prefix="t", as_uid0_of=as_uid0_of, syscalls=syscalls)
-            )
-            with given_sockets(spec, view) as sockets:
-                release(sockets)
-            service = JailedService(pid, init_pid, strace, spec.service, lambda: _traced(view.scratch), alive)
-            probe = Probe(
-                pid=view.pid,
-                exists=view.exists,
-                run=lambda command, timeout_s: client(view)(command, b"", timeout_s).status,
-                log=log,
-                check=lambda: check(spec, service, log),
-                ended=lambda: not service.alive(),
-                ticks=service.ticks,
-                ignored=frozenset((_SYSLOG,)),
-            )
-            failure = _started(spec, probe)
-        results = []
-        recorded = [Recorded("t", pid, directory=spec.service.directory)]
-
-        others: list[Tracer] = []
-
-        def attach(command: int) -> None:
-            prefix = f"x{len(recorded)}"
-            user = command if as_uid0_of is not None else None
-            others.append(stack.enter_context(
-                Tracer.attach(command, directory=view.scratch, prefix=prefix, as_uid0_of=user, syscalls=syscalls)
-            ))  # fmt: skip
-            recorded.append(Recorded(prefix, command, directory=spec.service.directory))
-
-        with steps.step("exercises", "exercising it in its jail"):
-            runners: dict[str, Runner] = {
-                "client": client(view),
-                "inside": lambda command, text, timeout_s: run_inside(command, text, timeout_s, attach),
-            }
-            for exercise in spec.exercises if failure is None else ():
-                steps.tell(f"exercise inside: {title(exercise)}")
-                results.append(perform(exercise, runners[exercise.where], substitutions))
-        ended = not service.alive()
-        stopped = math.inf if ended else time.time()
-        with steps.step("stop", "stopping it"):
-            service.stop()
-            for tracer_of in (strace, *others):
-                tracer_of.close()
-        with steps.step("parse", "reading the trace"):
-            lines = _ended_by_itself(read(view.scratch, recorded), stopped)
-            trace = parse(lines, recorded, base=base, names=syscalls)
-            seconds = steps.seconds["start"] + steps.seconds["exercises"]
-            trace = msgspec.structs.replace(trace, where="inside", seconds=seconds)
-    return Observation(trace, tuple(results), log(), None, failure, dict(steps.seconds), ended)
-
-
-def _ended_by_itself(lines: list[tuple[str, int, str]], stopped: float) -> list[tuple[str, int, str]]:
-    """Strace's lines without those of processes that were killed from `stopped` on, in seconds since the epoch."""
-    return [line for line in lines if not (line[2].startswith("+++ killed by SIGKILL") and float(line[0]) >= stopped)]
-
-
-def root_of(pid: int) -> str:
-    """Root directory of a process as the host names it: `/` behind pivot_root, a path behind a chroot."""
-    try:
-        return os.readlink(f"/proc/{pid}/root")
-    except OSError:
-        return "/"
-
-
-def _traced(directory: int) -> list[int]:
-    """Ids of the processes that strace has written a file for."""
-    return [int(name.rpartition(".")[2]) for name in os.listdir(directory) if name.startswith("t.")]
