@@ -350,11 +350,18 @@ def test_an_executed_script_brings_its_interpreters(world: World) -> None:
     assert entry(closure, "/usr/bin/tool").evidence[0].detail == f"executed by {PROGRAM}"
 
 
-def test_a_program_executed_below_a_tmpfs_comes_in_with_advice(world: World) -> None:
-    path = world.file("/tmp/build/tool", mode=0o755)
-    closure = world.resolve(trace(did("exec", path)))
-    assert path in paths(closure)
-    assert ("below-tmpfs", path) in advice(closure)
+def test_a_program_executed_below_a_tmpfs_comes_in_with_what_it_reads_beside_itself(world: World) -> None:
+    program = world.file("/var/tmp/project/bin/tool", mode=0o755)
+    data = world.file("/var/tmp/project/share/data")
+    other = world.file("/var/tmp/other/state")
+    for path in ("/var/tmp", "/var/tmp/project", "/var/tmp/project/share"):
+        world.directory(path)
+    looked = [did("stat", path) for path in ("/var/tmp", "/var/tmp/project", "/var/tmp/project/share")]
+    seen = trace(did("exec", program), *looked, did("read", data), did("read", other))
+    closure = world.resolve(msgspec.structs.replace(seen, executions=(Execution(pid=7, program=program),)))
+    assert {program, data} <= set(paths(closure))
+    assert other not in paths(closure)
+    assert closure.tmpfs == ()
 
 
 # rule 8: directories and symlinks

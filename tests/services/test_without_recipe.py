@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -191,3 +193,16 @@ def test_program_without_a_recipe_runs_in_its_jail(name: str, stockade: Stockade
     done = stockade.run("run", name)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(tool.shows, done.stdout.strip()), done.stdout
+
+
+def test_a_program_below_var_tmp_has_what_lies_beside_it(stockade: Stockade) -> None:
+    """The rest of /var/tmp is the host's; the program's own directory is no tmpfs, which would hide it."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        os.chmod(place, 0o755)
+        (Path(place) / "bin").mkdir()
+        (Path(place) / "data").write_text("beside\n")
+        program = Path(place) / "bin/tool"
+        program.write_text('#!/bin/sh\nls /var/tmp >/dev/null; cat "${0%/bin/*}/data"\n')
+        program.chmod(0o755)
+        new(stockade, "beside", command=(str(program),))
+        assert stockade.run("run", "beside").stdout == "beside\n"

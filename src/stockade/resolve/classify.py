@@ -178,7 +178,8 @@ class _Classifier:
         written = history.first(WRITES)
         if history.did("exec") and found.is_file:
             self.program(history)
-            self.collector.advise("below-tmpfs", history.place, "a program below a tmpfs: name another place for it")
+        elif found.status is not None and written is None and self.holds_the_service(history.place):
+            self.take(history)
         elif found.is_file and written is None:
             self.runtime_file(history)
         elif history.did("mkdir") or found.is_directory:
@@ -187,6 +188,10 @@ class _Classifier:
         elif written is not None:
             self.links(history)
             self.work.parent(history.place, self.evidence(written))
+
+    def holds_the_service(self, path: str) -> bool:
+        """Then it is the host's own directory or file, though others of its place are made anew."""
+        return self.collector.owns(path) or self.collector.leads_to_own(path)
 
     def runtime_file(self, history: History) -> None:
         """A file that was only read there: it comes in only under a name elsewhere that leads to it."""

@@ -204,8 +204,8 @@ def _mount_points(collector: Collector) -> None:
 
 
 def _own_places(host: Host, spec: Spec, trace: Trace | None) -> tuple[str, ...]:
-    """What holds the service in a home: its programs, what its command names, the links to these, the directories
-    around them, and its working directory. Other places are among them too."""
+    """What holds the service in a home or a temporary directory: its programs, what its command names, the links to
+    these, the directories around them, and its working directory. Other places are among them too."""
     known = rules()
     named = [execution.program for execution in trace.executions] if trace is not None else []
     named += [path for word in spec.service.command for path in (word, word.partition("=")[2]) if path]
@@ -216,6 +216,7 @@ def _own_places(host: Host, spec: Spec, trace: Trace | None) -> tuple[str, ...]:
             continue
         place = found.path.rpartition("/")[0]
         above = place.rpartition("/")[0]
-        inside = known.in_home.covers(above) and re.search(r"/(?:bin|sbin|libexec)\Z", place)
+        whole = known.in_home.covers(above) or (known.temporary(above) and above not in known.tmpfs_tops)
+        inside = whole and re.search(r"/(?:bin|sbin|libexec)\Z", place)
         places |= {found.path, *(link for link, _ in found.links), above if inside else place}
     return tuple(sorted(places))

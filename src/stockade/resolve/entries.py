@@ -45,20 +45,28 @@ class Entries:
     # what is left out
 
     def allow_below(self, paths: Iterable[str]) -> None:
-        """Paths in a home that belong to the service, so that the rule on homes doesn't hold there.
+        """Paths in a home or a temporary directory that belong to the service: the rules on these don't hold there.
 
         Of a home itself only what does not begin with a dot is the service's: the rest is its owner's.
         """
         for path in paths:
-            if self.rules.in_home.covers(path):
+            if self.rules.in_home.covers(path) or (self.rules.temporary(path) and path not in self.rules.tmpfs_tops):
                 self._own_places += (f"{path}/",)
             elif self.rules.in_home.covers(f"{path}/x"):
                 self._own_homes += (f"{path}/",)
         self._left_out.clear()
 
+    def owns(self, path: str) -> bool:
+        """The canonical `path` is, or lies in, what was allowed."""
+        return f"{path}/".startswith(self._own_places)
+
+    def leads_to_own(self, path: str) -> bool:
+        """What was allowed lies in the canonical `path`."""
+        return any(own.startswith(f"{path}/") for own in self._own_places)
+
     def _in_home(self, path: str) -> bool:
         """The canonical `path` lies in a home and does not belong to the service."""
-        if not self.rules.in_home.covers(path) or f"{path}/".startswith(self._own_places):
+        if not self.rules.in_home.covers(path) or self.owns(path):
             return False
         return not any(path.startswith(home) and path[len(home)] != "." for home in self._own_homes)
 
