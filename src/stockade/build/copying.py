@@ -5,25 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import stat
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from stockade.errors import BuildError
-from stockade.kernel.beneath import start_writing
 
 __all__ = ["Copied", "copy", "digest"]
 
 _FICLONE = 0x40049409  # include/uapi/linux/fs.h
-_LARGE = 1 << 18  # bytes; of smaller files the disk takes many at once, later
 _CHUNK = 1 << 20
-_BLOCK = 1 << 12  # bytes; what unbuffered writes are aligned to
 _ATTEMPTS = 5
-_own = threading.local()
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
 
 
@@ -70,87 +62,31 @@ def _same(before: os.stat_result, after: os.stat_result) -> bool:
 
 
 def _content(source: int, destination: int, status: os.stat_result) -> str:
-    if status.st_size < _LARGE:
+    if status.st_size <= _CHUNK:
         data = os.pread(source, status.st_size + 1, 0)
         _write(destination, data, 0)
         return hashlib.sha256(data).hexdigest()
     if _reflink(source, destination):
         return digest(destination)
     hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
     position = 0
-    with _unbuffered(destination) as unbuffered:
-        for start, end in _extents(source, status):
-            _hash_zeros(hasher, start - position)
-            _stretch(source, destination, start, end, hasher, blocks=unbuffered)
-            position = end
+    for start, end in _extents(source, status):
+        _hash_zeros(hasher, start - position)
+        for offset in range(start, end, _CHUNK):
+            chunk = buffer[: os.preadv(source, [buffer[: min(_CHUNK, end - offset)]], offset)]
+            hasher.update(chunk)
+            _write(destination, chunk, offset)
+        position = end
     _hash_zeros(hasher, status.st_size - position)
     os.ftruncate(destination, status.st_size)
-    if not unbuffered:
-        start_writing(destination)
     return hasher.hexdigest()
-
-
-@contextmanager
-def _unbuffered(destination: int) -> Iterator[bool]:
-    """Have writes go past the page cache; False where the file system cannot do that (open(2), O_DIRECT).
-
-    What is copied is to be on the disk before the build ends, and need not take memory until it is used: new pages
-    cost more than the copying, above all in a virtual machine, whose host has to find them first.
-    """
-    able = _set_direct(destination, wanted=True)
-    try:
-        yield able
-    finally:
-        _set_direct(destination, wanted=False)
-
-
-def _set_direct(descriptor: int, *, wanted: bool) -> bool:
-    """Set or clear O_DIRECT; whether it is as wanted."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return False
-    return True
-
-
-def _stretch(source: int, destination: int, start: int, end: int, hasher: hashlib._Hash, *, blocks: bool) -> None:
-    """Copy the bytes from `start` to `end`, and hash them. Stops where the file has become shorter.
-
-    With `blocks` a last part of one is filled up with zeros.
-    """
-    buffer = _buffer()
-    for offset in range(start, end, _CHUNK):
-        wanted = min(_CHUNK, end - offset)
-        if os.preadv(source, [buffer[:wanted]], offset) != wanted:
-            return
-        hasher.update(buffer[:wanted])
-        missing = -wanted % _BLOCK if blocks else 0
-        buffer[wanted : wanted + missing] = bytes(missing)
-        _write(destination, buffer[: wanted + missing], offset)
-
-
-def _buffer() -> memoryview:
-    """This thread's, in whole pages."""
-    if not hasattr(_own, "buffer"):
-        _own.buffer = memoryview(mmap.mmap(-1, _CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    buffer: memoryview = _own.buffer
-    return buffer
 
 
 def _write(destination: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
-        try:
-            count = os.pwrite(destination, view, offset)
-        except OSError as error:
-            # Another alignment than ours is asked for, or a short write left none.
-            if error.errno != errno.EINVAL or not fcntl.fcntl(destination, fcntl.F_GETFL) & os.O_DIRECT:
-                raise
-            _set_direct(destination, wanted=False)
-            continue
+        count = os.pwrite(destination, view, offset)
         view, offset = view[count:], offset + count
 
 

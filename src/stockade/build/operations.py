@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from stockade.errors import BuildError
-from stockade.kernel.beneath import Root
+from stockade.kernel.beneath import Root, start_writing
 from stockade.records.text import escape
 from stockade.spread import spread
 
@@ -21,6 +21,7 @@ __all__ = ["Applied", "CopyFile", "MakeDirectory", "MakeSymlink", "Operation", "
 
 _CAPABILITY = "security.capability"
 _LARGE = 1 << 20  # bytes
+_WORTH_STARTING = 1 << 18  # bytes; of smaller files the disk takes many at once, later
 _HINTS = {
     errno.EACCES: "build as root, or leave the file out with `files.exclude`",
     errno.EPERM: "build as root, or leave the file out with `files.exclude`",
@@ -104,6 +105,8 @@ class CopyFile(_Step, frozen=True, kw_only=True, tag=True):
             self._finish(descriptor, copied.mtime)
             if self.capabilities:
                 os.setxattr(descriptor, _CAPABILITY, self.capabilities)
+            if copied.size >= _WORTH_STARTING:
+                start_writing(descriptor)
         finally:
             os.close(descriptor)
         return Applied(*copied)
