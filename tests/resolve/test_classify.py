@@ -567,6 +567,47 @@ def test_a_link_in_a_home_that_the_command_names_comes_with_what_it_leads_to(wor
     assert "/home/alice/tool" in paths(world.resolve(trace(did("read", "/home/alice/tool")), given))
 
 
+@pytest.mark.parametrize("place", ["/home/alice", "/var/tmp"])
+def test_a_virtual_environment_whose_interpreter_is_a_link_is_the_services(world: World, place: str) -> None:
+    world.file("/usr/bin/python3", mode=0o755)
+    world.link(f"{place}/venv/bin/python3", "/usr/bin/python3")
+    module = world.file(f"{place}/venv/lib/module.py")
+    other = world.file(f"{place}/notes")
+    given = spec(service=Service(command=(f"{place}/venv/bin/python3",)))
+    found = paths(world.resolve(trace(did("read", module), did("read", other)), given))
+    assert (module in found, other in found) == (True, False)
+
+
+@pytest.mark.parametrize("word", ["/tmp/x", "/tmp/x/in", "--from=/tmp/x"])
+def test_of_the_hosts_tmp_nothing_is_taken_for_what_the_run_made_there(world: World, word: str) -> None:
+    """The run had a /tmp of its own; anybody may have put a file or a link of the same name into the host's."""
+    secret = world.file("/home/alice/.ssh/key")
+    world.file("/tmp/x/in")
+    world.link("/tmp/x/link", secret)
+    given = spec(service=Service(command=(PROGRAM, word)))
+    made = did("mkdir", "/tmp/x"), did("create", "/tmp/x/in", mode=0o600), did("create", "/tmp/x/link", mode=0o600)
+    seen = trace(*made, *(did("read", f"/tmp/x/{name}") for name in ("in", "link")), did("exec", "/tmp/x/link"))
+    for closure in (world.resolve(seen, given), world.resolve(trace(*seen.accesses[3:]), given)):
+        assert not [path for path in paths(closure) if path.startswith(("/tmp/", "/home/"))]
+
+
+def test_a_working_directory_below_run_is_made_at_each_start(world: World) -> None:
+    world.directory("/run/app")
+    given = spec(service=Service(command=(PROGRAM,), directory="/run/app"))
+    closure = world.resolve(trace(did("chdir", "/run/app"), did("create", "/run/app.pid", mode=0o644)), given)
+    assert "/run/app" in {found.path for found in closure.tmpfs}
+
+
+def test_what_a_program_below_var_tmp_makes_beside_itself_does_not_hide_it(world: World) -> None:
+    program = world.file("/var/tmp/project/main.py", mode=0o755)
+    made = did("mkdir", "/var/tmp/project/__pycache__"), did("create", "/var/tmp/project/__pycache__/x", mode=0o644)
+    seen = trace(did("exec", program), did("stat", "/var/tmp/project"), *made)
+    closure = world.resolve(msgspec.structs.replace(seen, executions=(Execution(pid=7, program=program),)))
+    assert program in paths(closure)
+    assert [found.path for found in closure.state] == ["/var/tmp/project"]
+    assert closure.tmpfs == ()
+
+
 def test_the_observers_own_files_stay_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOCKADE_HOME", "/srv/stockade")
     world.file("/srv/stockade/state/x")

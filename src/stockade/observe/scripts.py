@@ -18,8 +18,12 @@ _LINE = 256  # BINPRM_BUF_SIZE: the kernel looks no further into the file
 
 
 def with_lines(trace: Trace, pid: int) -> Trace:
-    """The trace with the first line of each executed script that the host does not have and the root of `pid` does."""
-    made = {execution.program for execution in trace.executions if not os.path.lexists(execution.program)}
+    """The trace with the first line of each executed script that the host does not have and the root of `pid` does.
+
+    What lies in the host's /tmp is none of the run's, whatever its name.
+    """
+    programs = {os.path.normpath(execution.program) for execution in trace.executions}
+    made = {program for program in programs if program.startswith("/tmp/") or not os.path.lexists(program)}
     if not made:
         return trace
     with Root(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
@@ -29,7 +33,7 @@ def with_lines(trace: Trace, pid: int) -> Trace:
     return msgspec.structs.replace(
         trace,
         executions=tuple(
-            msgspec.structs.replace(execution, line=lines.get(execution.program, ""))
+            msgspec.structs.replace(execution, line=lines.get(os.path.normpath(execution.program), ""))
             for execution in trace.executions
         ),
     )

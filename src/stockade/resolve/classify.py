@@ -8,7 +8,7 @@ import stat
 from ..records.closure import Evidence
 from ..records.trace import Access, Trace
 from .collect import Collector, Observed
-from .history import WRITES, History, Programs, follows, histories
+from .history import FRESH, WRITES, History, Programs, follows, histories
 from .shebang import find_program, interpreters
 from .workplace import Workplaces
 
@@ -51,9 +51,11 @@ class _Classifier:
                 self.sys(history)
             elif _below(history.place, "/dev"):
                 self.device(history)
+            elif history.place.startswith(FRESH):
+                self.fresh(history)
             elif not history.succeeded:
                 self.failed(history)
-            elif self.rules.temporary(history.place):
+            elif self.rules.temporary(history.place) and not self.collector.owns(history.place):
                 self.temporary(history)
             elif self.rules.logs.covers(history.place):
                 self.links(history)
@@ -171,6 +173,20 @@ class _Classifier:
 
     # rule 3: directories that are made anew
 
+    def fresh(self, history: History) -> None:
+        """Below /tmp, where whatever the host has is none of the run's."""
+        event = history.events[0]
+        written = history.first(WRITES)
+        if self.collector.has(history.place):
+            return  # the spec names it
+        if history.did("mkdir"):
+            self.work.directory(history.place, self.evidence(event))
+        elif written is not None:
+            self.work.parent(history.place, self.evidence(written))
+        else:
+            reason = "gone after the run" if history.succeeded else "absent while observed"
+            self.collector.refuse(event.path, event.operation, event.error, reason)
+
     def temporary(self, history: History) -> None:
         found = self.host.walk(history.place)
         event = history.succeeded[0]
@@ -178,7 +194,7 @@ class _Classifier:
         written = history.first(WRITES)
         if history.did("exec") and found.is_file:
             self.program(history)
-        elif found.status is not None and written is None and self.holds_the_service(history.place):
+        elif found.is_directory and written is None and self.collector.leads_to_own(history.place):
             self.take(history)
         elif found.is_file and written is None:
             self.runtime_file(history)
@@ -188,10 +204,6 @@ class _Classifier:
         elif written is not None:
             self.links(history)
             self.work.parent(history.place, self.evidence(written))
-
-    def holds_the_service(self, path: str) -> bool:
-        """Then it is the host's own directory or file, though others of its place are made anew."""
-        return self.collector.owns(path) or self.collector.leads_to_own(path)
 
     def runtime_file(self, history: History) -> None:
         """A file that was only read there: it comes in only under a name elsewhere that leads to it."""

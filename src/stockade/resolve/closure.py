@@ -11,6 +11,7 @@ from ..errors import ResolveError
 from ..records.closure import Closure, Evidence, Gap
 from ..records.spec import Spec
 from .collect import Collector, Observed
+from .history import FRESH, SHOWN
 from .host import Host
 from .implied import imply
 from .pattern import is_glob
@@ -43,10 +44,11 @@ def resolve(trace: Trace | None, spec: Spec, *, gaps: Sequence[Gap] = (), root: 
     imply(collector, touched.items())
     _mount_points(collector)
     work = [directory for _, directory in sorted(collector.work.items())]
+    anew = {found.path for found in work if rules().temporary(found.path) and not collector.owns(found.path)}
     return Closure(
         entries=collector.entries(),
-        tmpfs=tuple(directory for directory in work if rules().temporary(directory.path)),
-        state=tuple(directory for directory in work if not rules().temporary(directory.path)),
+        tmpfs=tuple(directory for directory in work if directory.path in anew),
+        state=tuple(directory for directory in work if directory.path not in anew),
         devices=tuple(sorted(observed.devices)),
         proc=observed.proc,
         proc_subset=observed.proc_subset,
@@ -204,19 +206,29 @@ def _mount_points(collector: Collector) -> None:
 
 
 def _own_places(host: Host, spec: Spec, trace: Trace | None) -> tuple[str, ...]:
-    """What holds the service in a home or a temporary directory: its programs, what its command names, the links to
-    these, the directories around them, and its working directory. Other places are among them too."""
-    known = rules()
+    """What holds the service in a home or in /var/tmp: its programs, what its command names, the links to these, the
+    directories around them, and its working directory. Other places are among them too."""
     named = [execution.program for execution in trace.executions] if trace is not None else []
     named += [path for word in spec.service.command for path in (word, word.partition("=")[2]) if path]
     places = {host.walk(spec.service.directory).path}
     for path in named:
-        found = host.walk(os.path.join(spec.service.directory, path))
-        if found.status is None:
+        where = os.path.join(spec.service.directory, path)
+        found = host.walk(where)
+        if found.status is None or os.path.normpath(where).startswith(FRESH):
             continue
-        place = found.path.rpartition("/")[0]
-        above = place.rpartition("/")[0]
-        whole = known.in_home.covers(above) or (known.temporary(above) and above not in known.tmpfs_tops)
-        inside = whole and re.search(r"/(?:bin|sbin|libexec)\Z", place)
-        places |= {found.path, *(link for link, _ in found.links), above if inside else place}
+        links = [link for link, _ in found.links]
+        # A home is not the service's because a link lies in it; a virtual environment is.
+        places |= {found.path, _around(found.path), *links, *filter(_within, map(_around, links))}
     return tuple(sorted(places))
+
+
+def _around(path: str) -> str:
+    """The directory of `path`, or that above where it is one for programs: what they come with lies beside it."""
+    place = path.rpartition("/")[0]
+    above = place.rpartition("/")[0]
+    return above if _within(above) and re.search(r"/(?:bin|sbin|libexec)\Z", place) else place
+
+
+def _within(path: str) -> bool:
+    """Whether the directory lies in a home or in /var/tmp, and is not that itself."""
+    return rules().in_home.covers(path) or path.startswith(SHOWN)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from .. import places
 from ..records.closure import Advice, Entry, Evidence, FalsePositive, FileType, WorkDirectory
 from ..records.spec import Spec
+from .history import SHOWN
 from .host import Host, Walk
 from .pattern import Patterns
 from .rules import rules
@@ -45,12 +46,12 @@ class Entries:
     # what is left out
 
     def allow_below(self, paths: Iterable[str]) -> None:
-        """Paths in a home or a temporary directory that belong to the service: the rules on these don't hold there.
+        """Paths in a home or in /var/tmp that belong to the service, so that the rules on these don't hold there.
 
         Of a home itself only what does not begin with a dot is the service's: the rest is its owner's.
         """
         for path in paths:
-            if self.rules.in_home.covers(path) or (self.rules.temporary(path) and path not in self.rules.tmpfs_tops):
+            if self.rules.in_home.covers(path) or path.startswith(SHOWN):
                 self._own_places += (f"{path}/",)
             elif self.rules.in_home.covers(f"{path}/x"):
                 self._own_homes += (f"{path}/",)

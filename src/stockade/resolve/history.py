@@ -10,11 +10,14 @@ import msgspec
 from ..records.trace import Access, Trace
 from .host import Host
 
-__all__ = ["EXISTS", "WRITES", "History", "Programs", "follows", "histories", "place"]
+__all__ = ["EXISTS", "FRESH", "SHOWN", "WRITES", "History", "Programs", "follows", "histories", "place"]
 
 WRITES = frozenset({"write", "create", "truncate", "mkdir", "mknod", "unlink", "bind"})
 # Errors that a call gives only for a path that is there: realpath(3) reads "links" that are none, mkdir finds it made.
 EXISTS = frozenset({"EINVAL", "EEXIST", "EISDIR", "ENOTEMPTY", "EBUSY", "ENODATA", "EOPNOTSUPP", "ENOTTY", "ETXTBSY"})
+
+#: Of the one temporary tree a run sees nothing of the host's, and of the other all.
+FRESH, SHOWN = "/tmp/", "/var/tmp/"
 
 _VERBS = {
     "read": "read", "write": "opened for writing", "create": "created", "truncate": "truncated", "stat": "looked at",
@@ -52,11 +55,14 @@ def follows(access: Access) -> bool:
 
 
 def place(host: Host, path: str, *, follow: bool = True) -> str:
-    """What tells two paths apart: the canonical path, or for the kernel's own trees the path as it stands."""
+    """What tells two paths apart: the canonical path, or where the host's tree is not what the run saw, as it stands.
+
+    So it is in the kernel's own trees and in /tmp, where anybody of the host may have put something of the same name.
+    """
     plain = os.path.normpath(path)
     if plain.startswith("//"):  # POSIX lets two leading slashes stand; Linux gives them no meaning
         plain = plain[1:]
-    if plain.startswith(("/proc/", "/sys/", "/dev/")) or plain in ("/proc", "/sys", "/dev"):
+    if plain.startswith(("/proc/", "/sys/", "/dev/", FRESH)) or plain in ("/proc", "/sys", "/dev"):
         return plain
     return host.walk(path, follow=follow).path
 

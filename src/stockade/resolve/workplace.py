@@ -49,7 +49,7 @@ class Workplaces:
         """
         if self._removed(path) or (not child and self._made_anew(path)) or self._collector.given(path):
             return False
-        temporary = self._rules.temporary(path)
+        temporary = self._rules.temporary(path) and not self._collector.owns(path)
         if not temporary and path in self._rules.fixed:
             if child:
                 message = f"the service writes into `{path}`, which is read-only in a jail: see `directories`"
