@@ -95,3 +95,16 @@ def test_a_directory_that_was_listed_in_vain_is_named_with_what_brings_its_files
     assert f"it listed `{licenses}`, of whose {count} names the jail has 0" in done.stderr
     assert "comes in by `files.include`" in done.stderr
     home.build("missed", spec("missed", code, f'[files]\ninclude = ["{licenses}"]'))
+
+
+def test_directories_that_are_mounted_in_the_jail_are_not_called_partly_there(home: Home) -> None:
+    licenses, mounted, made = "/usr/share/common-licenses", "/usr/share/doc", "/etc/default"
+    below = next(str(path) for path in sorted(Path(mounted).iterdir()) if path.is_dir() and not path.is_symlink())
+    code = f"found = [os.listdir(path) for path in {[licenses, mounted, below, made]}]\n"
+    home.write("missed", spec(
+        "missed", f"{code}sys.exit(0 if len(found[0]) > 5 else 'too few')",
+        f'[[mounts]]\nsource = "{mounted}"\ntarget = "{mounted}"', f'[directories]\n"{made}" = {{}}',
+    ))  # fmt: skip
+    done = home.run("build", "missed")
+    assert done.returncode != 0 and f"it listed `{licenses}`, of whose" in done.stderr
+    assert mounted not in done.stderr and made not in done.stderr

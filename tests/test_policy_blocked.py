@@ -13,6 +13,11 @@ import policyjail
 import pytest
 from policyjail import Home, python, spec
 
+from stockade.policy.writable import handed_over
+from stockade.records.lock import LockDirectory
+from stockade.records.spec import Directory, Service, Spec
+from stockade.records.trace import Access
+
 pytestmark = pytest.mark.skipif(bool(policyjail.UNABLE), reason=policyjail.UNABLE)
 
 #: A jail of a service that is root without any capability, with files of another user.
@@ -275,6 +280,16 @@ def test_directory_of_roots_is_offered_to_the_services_user(shared: Home) -> Non
     assert (refusal["wall"], refusal["error"]) == ("files", "EACCES")
     offered = tomllib.loads(report["toml"])["directories"]["/srv/roots"]
     assert (offered["owner"], offered["kind"]) == ("nobody", "volume")
+
+
+def test_directory_that_the_build_has_found_is_offered_with_the_mode_it_has() -> None:
+    wanted = Spec(name="box", service=Service(command=("/bin/true",), user="nobody"))
+    change = handed_over(
+        Access(path="/srv/found/new", operation="create", error="EACCES"), wanted,
+        LockDirectory(path="/srv/found", mode=0o2750, volume="found"),
+    )  # fmt: skip
+    assert change is not None
+    assert change(wanted).directories == {"/srv/found": Directory(mode="2750", owner="nobody", kind="volume")}
 
 
 def test_asking_why_leaves_the_jail_as_it_was(home: Home) -> None:

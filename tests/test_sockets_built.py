@@ -172,15 +172,17 @@ def place() -> Iterator[Path]:
         yield Path(made)
 
 
-@pytest.fixture(scope="module")
-def in_c(place: Path) -> str:
+def compiled(program: Path, *options: str) -> str:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("`apt-get install gcc libc6-dev`: the service of this test is a C program")
-    (place / "given.c").write_text(IN_C)
-    program = place / "given"
-    subprocess.run([compiler, "-o", program, place / "given.c"], check=True, timeout=60)
+    subprocess.run([compiler, *options, "-x", "c", "-", "-o", program], input=IN_C, text=True, check=True, timeout=60)
     return str(program)
+
+
+@pytest.fixture(scope="module")
+def in_c(place: Path) -> str:
+    return compiled(place / "given")
 
 
 def ports(count: int, address: str = "127.0.0.1") -> list[int]:
@@ -248,6 +250,15 @@ def test_c_service_is_built_from_a_new_spec_and_started_with_the_socket_that_tel
     exercises = [[PYTHON, "-c", ASK, *words] for words in asked]
     text = specfile.new("given", [in_c], exercises, user="nobody", tcp=one, listen=[str(one), f"{two}/udp"])
     assert went(who, text, asked)["proposal"]["preset"] == "strict"
+
+
+@EVERYBODY
+def test_socket_comes_to_a_service_that_may_open_no_file_of_its_own(who: Who, place: Path) -> None:
+    """It has no room under the limit, which is for what the service opens itself (getrlimit(2))."""
+    (given,) = ports(1)
+    asked = [["udp", "127.0.0.1", str(given)]]
+    program = compiled(place / "static", "-static")
+    went(who, spec([program], [f"{given}/udp"], asked, more="[limits]\nopen_files = 3"), asked)
 
 
 @EVERYBODY

@@ -127,11 +127,14 @@ static const char *limit_name(uint64_t resource)
     }
 }
 
-static void limits(const struct plan *plan)
+/* All but a limit of open files that is `held` or less. */
+static void limits(const struct plan *plan, uint64_t held)
 {
     const struct record *record = NULL;
 
     while ((record = plan_next(plan, OP_RLIMIT, record)) != NULL) {
+        if (record->a == RLIMIT_NOFILE && record->b <= held)
+            continue;
         struct rlimit limit = {.rlim_cur = record->b, .rlim_max = record->c}, now;
 #ifdef __GLIBC__
         const __rlimit_resource_t resource = (__rlimit_resource_t)record->a;
@@ -400,7 +403,9 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
     if (sys_keyctl_join_session() < 0 && errno != ENOSYS)
         fail("keyring", "session");
     const int ruleset = landlock_rules(plan);
-    limits(plan); /* nothing that the launch needs is opened after this */
+    /* What comes through the gate must fit in: a small limit of open files waits. It is lower than the one in force,
+     * which let pass_descriptors use greater numbers than PASS_MOST, so no capability is needed to set it then. */
+    limits(plan, settings_gate_brings(plan) ? PASS_MOST : 0);
     char **variables = environment(plan), **argv = plan_strings(plan_last(plan, OP_ARGV));
     credentials(plan, settings);
     if (orphan_dies && prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) /* a change of ids clears it */
@@ -417,6 +422,8 @@ _Noreturn void service_main(const struct plan *plan, const struct settings *sett
         close(ruleset);
     if (gate >= 0)
         wait_at_gate(plan, gate, channel);
+    if (settings_gate_brings(plan))
+        limits(plan, 0);
     filters(plan);
     execute(argv, variables);
     fail("exec", argv[0]);

@@ -228,7 +228,7 @@ def command(
 def keep_record(name: str) -> Path | None:
     """Put what was recorded of the guest `name`, which has ended, where it stays when the guest is removed.
 
-    None where nothing was.
+    None where nothing was. StateError where a record of that name is there: nothing is replaced.
     """
     guest = store.load(name)
     source = places.guest(name) / record.NAME
@@ -236,9 +236,15 @@ def keep_record(name: str) -> Path | None:
         return None
     places.records().mkdir(mode=0o700, parents=True, exist_ok=True)
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    target = places.records() / f"{guest.jail or name}-{when}-{os.getpid()}.log"
+    target = places.records() / f"{guest.jail or name}-{when}-{os.getpid()}-{name}.log"
     source.chmod(0o400)
-    source.rename(target)
+    try:
+        os.link(source, target)  # rename(2) would replace
+    except FileExistsError as error:
+        raise StateError(
+            f"`{target}` is there already: the record of guest `{name}` stays with it", hint="try again"
+        ) from error
+    source.unlink()
     return target
 
 

@@ -140,7 +140,7 @@ def failure(trial: Trial, wanted: Wanted, diagnosis: Diagnosis, lock: Lock, *, o
     told = diagnosis.cured or any(
         one.never or (one.wall == "missing" and not one.path.startswith("/proc/")) for one in diagnosis.refusals
     )
-    listed = partly_there(trial.trace, lock) if observed and not told else ""
+    listed = partly_there(trial.trace, diagnosis.spec, lock) if observed and not told else ""
     if not any((said, tip, advice)):
         said = hint
     return kind(message, hint="; ".join(filter(None, (said, tip, listed, advice))), log=trial.log)

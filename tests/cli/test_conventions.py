@@ -185,6 +185,20 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_an_interrupt_that_the_caller_holds_back_stays_held_back(environment: dict[str, str]) -> None:
+    code = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+from stockade.cli import main
+main(["recipes", "--json"])
+print(signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout.splitlines()[-1:], done.stderr) == (["True"], "")
+
+
 def opened_when_read(fifo: Path) -> IO[bytes]:
     """Open the writing end as soon as somebody has the reading one."""
     deadline = time.monotonic() + 20

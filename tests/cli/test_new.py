@@ -85,6 +85,13 @@ def test_new_to_standard_output_leaves_no_file(stockade: Run, home: Path) -> Non
             ["new", "web", "--recipe", "sshd", "--", "true"], 2,
             "a spec is made from a recipe or from a command, not from both", "leave one of them out",
         ),
+        *(
+            (
+                ["new", "sshd", *words], 2, f"`{words[0]}` is about a command, and none was given",
+                "`stockade new sshd … -- COMMAND`, or leave it out and edit the spec",
+            )
+            for words in (["--listen", "22"], ["--tcp", "22"], ["--user", "nobody"], ["--forks"])
+        ),
     ],
 )  # fmt: skip
 def test_new_refuses_with_a_cure_and_leaves_no_file(

@@ -256,7 +256,7 @@ def test_followed_console_of_a_machine_is_whole_when_it_is_put_aside_and_a_gap_i
     monkeypatch.setattr(control, "is_running", lambda name: runs)
     try:
         log.write(b"1\n")
-        pieces = filter(None, machinelife.followed("nginx", older=True))
+        pieces = machinelife.followed("nginx", older=True)
         assert next(pieces) == b"1\n"
         log.write(b"2\n")
         log.write(b"3\n")  # puts 1 and 2 aside
@@ -306,7 +306,7 @@ def test_what_a_killed_run_leaves_is_gone_with_the_next_command_and_its_record_i
     while name in stockade("guest", "list").stdout and time.monotonic() < end:
         time.sleep(0.1)
     assert store.names() == [kept.name]
-    [found] = places.records().glob("nginx-*.log")
+    [found] = places.records().glob(f"nginx-*-{name}.log")
     assert found.read_bytes() == b"what was typed"
     found.unlink()
     store.remove(kept.name)

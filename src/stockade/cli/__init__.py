@@ -39,11 +39,11 @@ def _load_msgspec() -> None:
     """Import msgspec with an interrupt held back: in the middle of its initialisation one was seen to crash Python."""
     import signal
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         import msgspec  # noqa: F401
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _find_packages() -> None:

@@ -21,6 +21,7 @@ __all__ = ["register"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
+_OF_A_COMMAND = ("user", "tcp", "listen", "forks")
 
 
 def register(subparsers: Subparsers) -> None:
@@ -109,6 +110,12 @@ def _default_user() -> str:
 
 
 def _from_recipe(arguments: argparse.Namespace) -> str:
+    given = next((option for option in _OF_A_COMMAND if getattr(arguments, option)), None)
+    if given is not None:
+        raise UsageError(
+            f"`--{given}` is about a command, and none was given",
+            hint=f"`stockade new {arguments.name} … -- COMMAND`, or leave it out and edit the spec",
+        )
     name = arguments.recipe or arguments.name
     if name not in specfile.recipes():
         raise NotFoundError(

@@ -115,7 +115,7 @@ def logs(jail: str, *, older: bool) -> Iterator[bytes]:
     """What the console of the jail's guest has said, in pieces. NotFoundError when it was never started."""
     with _log(jail) as file:
         yield from _older(file) if older else ()
-        yield file.read()
+        yield from _rest(file)
 
 
 def followed(jail: str, *, older: bool) -> Iterator[bytes]:
@@ -126,15 +126,15 @@ def followed(jail: str, *, older: bool) -> Iterator[bytes]:
         going_on = True
         while going_on:
             going_on = control.is_running(jail)
-            yield file.read()
+            yield from _rest(file)
             if (fresh := _newer(file)) is not None:
-                yield file.read()  # what came before it was put aside
+                yield from _rest(file)  # what came before it was put aside
                 if not _is(file, f"{file.name}.1"):
                     console.note_missed()
                     yield from _older(fresh)
                 file.close()
                 file = fresh
-                yield file.read()
+                yield from _rest(file)
             if going_on:
                 time.sleep(_FOLLOW_S)
     finally:
@@ -148,11 +148,17 @@ def _log(jail: str) -> BinaryIO:
     raise NotFoundError(f"jail `{jail}` has no log: it was never started", hint=f"`stockade start {jail}`")
 
 
+def _rest(file: BinaryIO) -> Iterator[bytes]:
+    """What was not read yet; no piece where there is nothing, as an empty one stands for the end."""
+    if data := file.read():
+        yield data
+
+
 def _older(file: BinaryIO) -> Iterator[bytes]:
     """What was put aside before the log in `file`."""
     with contextlib.suppress(FileNotFoundError), open(f"{file.name}.1", "rb") as before:
         if not os.path.sameopenfile(before.fileno(), file.fileno()):
-            yield before.read()
+            yield from _rest(before)
 
 
 def _newer(file: BinaryIO) -> BinaryIO | None:

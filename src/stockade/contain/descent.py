@@ -10,19 +10,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import runfiles
+from stockade.kernel.pidfd import pidfd_open
 
 __all__ = ["descendants", "end", "inside", "stat"]
 
 _STOP_S = 1.0
 _POLL_S = 0.002
+_STARTED = 19  # the place of field 22 of proc_pid_stat(5) in what `stat` gives
 _AT_REST = frozenset({b"T", b"t", b"Z", b"X"})
 
 
 def stat(pid: int) -> list[bytes]:
     """Fields of /proc/PID/stat from the third on (proc_pid_stat(5)); none when it is gone."""
+    return _fields(f"/proc/{pid}/stat")
+
+
+def _fields(path: str) -> list[bytes]:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(path, "rb") as file:
             return file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
@@ -90,7 +95,7 @@ def end(process: tuple[int, int]) -> None:
         for one in found:
             _send(one, signal.SIGSTOP)
         family = list(_family(process[0]))
-        if runfiles.is_alive(process):  # else the number may have been another's
+        if _is_there(process):  # else the number may have been another's
             found += [one for one in family if one not in known]
         if (len(found) == len(known) and all(map(_at_rest, found))) or time.monotonic() > deadline:
             break
@@ -101,17 +106,28 @@ def end(process: tuple[int, int]) -> None:
 
 def _family(pid: int) -> Iterator[tuple[int, int]]:
     for child in descendants(pid):
-        started = runfiles.start_time(child)
-        if started is not None and inside(child, pid):
-            yield child, started
+        fields = stat(child)
+        if fields and inside(child, pid):
+            yield child, int(fields[_STARTED])
+
+
+def _is_there(process: tuple[int, int]) -> bool:
+    """Whether the number is still that process's: one whose main thread has ended is a zombie, and others may run."""
+    fields = stat(process[0])
+    return bool(fields) and int(fields[_STARTED]) == process[1]
 
 
 def _at_rest(process: tuple[int, int]) -> bool:
-    fields = stat(process[0])
-    return not fields or fields[0] in _AT_REST
+    """Whether none of its threads runs."""
+    threads = map(_fields, glob.iglob(f"/proc/{process[0]}/task/*/stat"))
+    return not _is_there(process) or all(not fields or fields[0] in _AT_REST for fields in threads)
 
 
 def _send(process: tuple[int, int], number: int) -> None:
-    with runfiles.pidfd(process) as descriptor, contextlib.suppress(ProcessLookupError):
-        if descriptor is not None:
-            signal.pidfd_send_signal(descriptor, number)
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = pidfd_open(process[0])
+        try:
+            if _is_there(process):
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)

@@ -27,11 +27,11 @@ class _Cause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     step: str = ""
     errnos: tuple[str, ...] = ()
     path: str = "*"
+    why: str = ""
+    hint: str
 
     def fits(self, step: str, name: str, path: str) -> bool:
         return self.step in ("", step) and (not self.errnos or name in self.errnos) and fnmatchcase(path, self.path)
-    why: str = ""
-    hint: str
 
 
 def _causes() -> tuple[_Cause, ...]:

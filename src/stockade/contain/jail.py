@@ -225,7 +225,7 @@ class Running:
         if init is not None and runfiles.is_alive(init):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(init[0], signals.SIGKILL)
-        elif init is None and service is not None and runfiles.is_alive(service):
+        elif init is None and service is not None:
             descent.end(service)
 
     def abandon(self) -> None:

@@ -66,5 +66,6 @@ def handed_over(access: Access, spec: Spec, place: Place | None) -> Change | Non
     path = unescape(place.path)
     if path != os.path.dirname(access.path):
         return None
-    known = spec.directories.get(place.path, Directory(kind="volume" if place.volume else "tmpfs"))
+    found = Directory(mode=f"{place.mode:04o}", kind="volume" if place.volume else "tmpfs")
+    known = spec.directories.get(place.path, found)
     return changes.directory(path, msgspec.structs.replace(known, owner=spec.service.user))
