@@ -303,6 +303,16 @@ def test_socket_made_outside_is_given_to_a_service_without_a_network(listener: H
         ask(number)
 
 
+@pytest.mark.parametrize("given", ["by the spec", "at the start"])
+def test_socket_of_udp_is_not_the_port_of_tcp_that_is_waited_for(home: Home, given: str) -> None:
+    number = port()
+    in_spec = f'[network]\nlisten = ["{number}/udp"]' if given == "by the spec" else ""
+    words = () if in_spec else ("--listen", f"{number}/udp")
+    home.build("bound", "exec sleep 100", f"ready = {{ tcp = {number}, timeout_s = 1 }}\n{in_spec}")
+    done = home.run("start", "bound", *words)
+    assert f"was not ready within 1 s: waited until TCP port {number} is listened to" in done.stderr
+
+
 def test_low_port_needs_no_right_of_the_service(listener: Home) -> None:
     if os.geteuid() != 0:
         pytest.skip("run as root: the port is below 1024")

@@ -126,6 +126,14 @@ def test_low_port_of_a_socket_that_the_service_is_given_is_no_port_of_a_jail() -
     assert specfile.loads(f"{MINIMAL}ready = {{ tcp = 22 }}\n{network}", "web.toml").network.listen == ("127.0.0.1:22",)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("tcp", "udp"), ("udp", "tcp")])
+def test_low_port_of_the_other_protocol_than_that_of_a_given_socket_is_one_of_the_jail(kind: str, other: str) -> None:
+    network = f'[network]\nmode = "host"\nlisten = ["53/{other}"]\n'
+    specfile.loads(f"{MINIMAL}ready = {{ {other} = 53 }}\n{network}", "web.toml")
+    message, _ = refused(f"{MINIMAL}ready = {{ {kind} = 53 }}\n{network}")
+    assert message.startswith('web.toml:6: port 53 cannot be opened with `mode = "host"` in `[network]`: ')
+
+
 def test_no_socket_is_given_to_a_service_in_a_guest() -> None:
     message, hint = refused(f'walls = ["jail", "vm"]\n{MINIMAL}[network]\nlisten = ["8080"]\n')
     assert message == (
@@ -457,6 +465,8 @@ def test_any_command_comes_back_from_a_new_spec_as_it_was(words: list[str]) -> N
         (["/server.rb"], False), (["absent.rb"], False), (["-m", "http.server"], False), ([], False),
         (["-c", "cp -r conf /tmp/a && cd /tmp"], True), (["-c", "exec <conf/app.cfg"], True),
         (["-c", "cat /conf absent"], False), (["-e", "load 'server.rb'"], True),
+        (["-c", ". /etc/profile; exec sleep 9"], False), (["-c", "cd .. && exec sleep 9"], False),
+        (["-c", ". conf/app.cfg"], True), (["--root=."], True), ([".."], True),
     ],
 )  # fmt: skip
 def test_a_command_that_names_something_in_the_working_directory_is_run_there(

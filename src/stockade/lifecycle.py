@@ -62,7 +62,7 @@ def start(
         jail.close()
     try:
         if wait:
-            wait_until_ready(name, log=log, listening_at=ports)
+            wait_until_ready(name, log=log, given=ports)
         return contain.find(name)
     except NotFoundError:
         raise _ended(name, log) from None
@@ -99,13 +99,13 @@ def _ended(name: str, log: Callable[[], str]) -> ServiceError:
     return ServiceError(f"jail `{name}` ended right after its start{how}", hint=hint, log=log())
 
 
-def wait_until_ready(name: str, *, log: Callable[[], str], listening_at: frozenset[int] = frozenset()) -> None:
+def wait_until_ready(name: str, *, log: Callable[[], str], given: frozenset[tuple[str, int]] = frozenset()) -> None:
     """Wait until the running jail `name` is ready; what never is, is stopped.
 
-    `listening_at` are ports that it was given open: no socket of its own will show there.
+    `given` has the protocol and port of each socket that it was given open: none of its own will show there.
     """
     spec = _spec(contain.find(name).generation)
-    ready = ready_beside(spec.service.ready, listening_at)
+    ready = ready_beside(spec.service.ready, given)
     try:
         with contextlib.ExitStack() as stack:
             _await(name, spec, ready, log, stack)
@@ -213,13 +213,18 @@ def listening(wanted: Sequence[str]) -> Iterator[tuple[int, ...]]:
             os.close(descriptor)
 
 
-def _ports(generation: Path, given: Sequence[int]) -> frozenset[int]:
-    """Ports of the sockets `given`, and of those that the spec names: its own, or what `given` takes the place of."""
-    found = {parse_listen(text).port for text in _spec(generation).network.listen}
+def _ports(generation: Path, given: Sequence[int]) -> frozenset[tuple[str, int]]:
+    """Protocol and port of the sockets `given`, and of those that the spec names.
+
+    Those are its own, or what `given` takes the place of.
+    """
+    found: set[tuple[str, int]] = {
+        (wanted.protocol, wanted.port) for wanted in map(parse_listen, _spec(generation).network.listen)
+    }
     for descriptor in given:
         with socket.socket(fileno=os.dup(descriptor)) as one:
             if one.family in (socket.AF_INET, socket.AF_INET6):
-                found.add(one.getsockname()[1])
+                found.add(("udp" if one.type == socket.SOCK_DGRAM else "tcp", one.getsockname()[1]))
     return frozenset(found)
 
 

@@ -55,15 +55,45 @@ def test_a_tree_is_told_of_once() -> None:
 
 
 def test_names_that_are_not_in_the_root_directory_are_told_with_the_line_that_runs_it_elsewhere() -> None:
-    found: list[tuple[Operation, str, str]] = [
-        ("stat", "//none.d", "ENOENT"), ("read", "/none-a", "ENOENT"), ("exec", "/none-b", "ENOENT"),
-        ("read", "/none-c", "ENOENT"), ("read", "/.none", "ENOENT"), ("read", "/etc", "ENOENT"),
+    found: list[tuple[Operation, str]] = [
+        ("stat", "//none.d"), ("read", "/none-a"), ("exec", "/./none-b"), ("read", "/none-c"), ("read", "/.none"),
+        ("read", "/etc"),
     ]  # fmt: skip
-    (said,) = told(*found)
-    assert said == "`none-a`, `none-b`, `none-c` are not in `/`, where it is run: `directory` in `[service]` names " \
-        "another place"
-    trace = Trace(where="outside", accesses=(Access(path="/none-a", operation="read", error="ENOENT"),))
+    trace = Trace(
+        where="outside",
+        accesses=tuple(
+            Access(path=path, operation=operation, error="ENOENT", relative=True) for operation, path in found
+        ),
+    )
+    assert cures(trace, Spec(name="x", service=Service(command=("x",)))) == (
+        "`none-a`, `none-b`, `none-c` are not in `/`, where it is run: `directory` in `[service]` names another place",
+    )
     assert cures(trace, Spec(name="x", service=Service(command=("x",), directory="/srv"))) == ()
+
+
+def hint(outside: Outside, *command: str) -> str:
+    """What is told of `command`, which never is ready."""
+    with pytest.raises(ServiceError) as caught:
+        outside(*command, ready=Ready(tcp=1))
+    return caught.value.hint or ""
+
+
+@pytest.mark.parametrize("script", ["ls /; exit 3", "mkdir /tmp/x; exit 3", "cat /none-a; exit 3"])
+def test_what_a_program_names_absolutely_is_not_told(outside: Outside, script: str) -> None:
+    """Those that label files look for `/selinux`."""
+    assert "where it is run" not in hint(outside, "sh", "-c", script)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cat", "none-a"), ("sh", "./none-a"), ("sh", "-c", "exec <none-a"), ("sh", "-c", "ls none-a; exit 3"),
+        ("/usr/bin/python3", "none-a"), ("/usr/bin/python3", "-c", "open('none-a')"),
+    ],
+)  # fmt: skip
+def test_what_a_program_names_from_its_directory_is_told(outside: Outside, command: tuple[str, ...]) -> None:
+    said = "`none-a` is not in `/`, where it is run: `directory` in `[service]` names another place"
+    assert said in hint(outside, *command)
 
 
 def test_a_file_of_the_hosts_tmp_is_told_of_and_its_directories_are_not() -> None:

@@ -400,3 +400,33 @@ def test_what_only_root_may_read_is_named(as_walter: Run) -> None:
         before="os.mkdir('/srv/kept', 0o700); open('/srv/kept/key', 'w'); open('/srv/open', 'w')",
     )
     assert found.endswith("; on this host you may not read `/srv/kept`")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("test -w /etc/debian_version", None), ("echo x >>/srv/shown/open", None), ("cat /srv/shown/open", None),
+        ("/srv/shown/open", "execute `/srv/shown/open`"), ("cat /srv/shown/key", "read `/srv/shown/key`"),
+        ("ls /srv/shown/passed", "read `/srv/shown/passed`"), ("cd /srv/shown/seen", "enter `/srv/shown/seen`"),
+        ("test -e /srv/shown/seen/x", "read `/srv/shown/seen`"),
+    ],
+)  # fmt: skip
+def test_only_what_the_user_may_not_do_is_told_as_refused(as_walter: Run, script: str, said: str | None) -> None:
+    found = as_walter(
+        f"""
+        service = Service(command=("sh", "-c", {script!r} + " || exit 3; exit 4"))
+        spec = Spec(name="x", service=service, exercises=(Exercise(command=("true",)),))
+        try:
+            observe.outside(spec, seeds=(), substitutions={{}}, identity=observe.Identity(1234, 1234))
+        except StockadeError as error:
+            show(error.hint)
+        """,
+        ids="no range",
+        before=(
+            'os.makedirs("/srv/shown/passed"); os.mkdir("/srv/shown/seen")\n'
+            'for name in ("open", "key"): open(f"/srv/shown/{name}", "w").close()\n'
+            'os.chmod("/srv/shown/key", 0o600); os.chmod("/srv/shown/passed", 0o711)\n'
+            'os.chmod("/srv/shown/seen", 0o744)'
+        ),
+    )
+    assert found.partition("on this host you may not ")[2] == (said or "")

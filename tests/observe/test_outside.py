@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from stockade.records.seed import Seed
 from stockade.records.spec import Exercise, Ready, Service, Spec
 
 PYTHON = "/usr/bin/python3"
+SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 Outside = Callable[..., Observation]
 pytestmark = pytest.mark.usefixtures("as_root")
 
@@ -275,6 +278,23 @@ def test_nothing_is_left_after_a_service_that_ignores_its_stop_signal() -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != "self"]
     assert not any(token.encode() in line for line in lines)
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+
+
+def test_a_low_limit_of_open_files_is_enough() -> None:
+    code = """
+import resource
+from stockade import observe
+from stockade.records.spec import Service, Spec
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+spec = Spec(name="low", service=Service(command=("cat", "/etc/hostname")))
+seen = observe.outside(spec, seeds=(), substitutions={}, identity=observe.Identity())
+print([seen.status, any(access.path == "/etc/hostname" for access in seen.trace.accesses)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("[0, True]\n", "")
 
 
 @pytest.mark.parametrize("given", [{}, {"TZ": "Asia/Tokyo"}])

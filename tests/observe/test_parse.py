@@ -155,6 +155,20 @@ def test_a_thread_that_executes_a_program_is_followed(outside: Callable[..., Obs
     assert found(observation, "read", "/etc/hostname")
 
 
+def test_what_is_named_from_the_working_directory_is_marked() -> None:
+    trace = start("""1 openat(AT_FDCWD</home>, "near", O_RDONLY) = -1 ENOENT (No such file or directory)
+    1 openat(AT_FDCWD</home>, "/home/too", O_RDONLY) = -1 ENOENT (No such file or directory)
+    1 openat(3</home>, "near", O_WRONLY) = -1 ENOENT (No such file or directory)
+    1 newfstatat(AT_FDCWD</home>, "near", 0x1, 0) = -1 ENOENT (No such file or directory)
+    1 newfstatat(3</home>, "too", 0x1, 0) = -1 ENOENT (No such file or directory)
+    1 rename("near", "/home/far") = 0
+    1 execve("./near", ["near"], 0x1 /* 1 var */) = -1 ENOENT (No such file or directory)""")
+    assert [(access.operation, access.relative) for access in trace.accesses[1:]] == [
+        ("read", True), ("read", False), ("write", False), ("stat", True), ("stat", False), ("unlink", True),
+        ("create", False), ("exec", True),
+    ]  # fmt: skip
+
+
 def test_threads_share_their_current_directory_and_children_inherit_it(
     outside: Callable[..., Observation], as_root: None
 ) -> None:

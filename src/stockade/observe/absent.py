@@ -13,6 +13,10 @@ __all__ = ["cures"]
 
 _MAKING = frozenset({"create", "mkdir", "mknod", "bind"})
 _NEEDING = frozenset({"read", "write", "stat", "exec", "list", "chdir"})
+_ASKED = {
+    "read": (os.R_OK, "read"), "list": (os.R_OK | os.X_OK, "read"), "exec": (os.X_OK, "execute"),
+    "chdir": (os.X_OK, "enter"),
+}  # fmt: skip
 _EMPTY = "/tmp/"
 _SHORT_LIVED = ("/run/", "/var/run/", "/var/lock/", "/var/tmp/", _EMPTY)
 _MOST = 3
@@ -23,7 +27,8 @@ def cures(trace: Trace, spec: Spec) -> tuple[str, ...]:
 
     Directories in which it could not make anything because they are not there: at boot a unit or a script of the
     host makes them (systemd.exec(5), RuntimeDirectory=). What it looked for in the host's /tmp. What an ordinary
-    user may not read. And names that it looked for in `/`, where it is run unless the spec says otherwise.
+    user may not read. And names that it, or its command, gave without a directory, looked for in `/`, where it is run
+    unless the spec says otherwise.
     """
     made = {access.path for access in trace.accesses if access.operation == "mkdir" and not access.error}
     found: dict[str, str] = {}
@@ -40,10 +45,14 @@ def _beside(trace: Trace, spec: Spec) -> tuple[str, ...]:
     """One hint on what was not in the working directory, for a service that is run in `/`."""
     if spec.service.directory != "/":
         return ()
-    looked = {
-        access.path.lstrip("/"): None for access in trace.accesses if access.error == "ENOENT"
-        and access.operation in _NEEDING and os.path.dirname(os.path.normpath(access.path)) in ("/", "//")
-    }  # fmt: skip
+    words = {os.path.normpath(word) for word in spec.service.command}
+    looked: dict[str, None] = {}
+    for access in trace.accesses:
+        if access.error == "ENOENT" and access.operation in _NEEDING:
+            name = os.path.normpath(access.path).lstrip("/")
+            # An interpreter makes the name of its program absolute before it looks.
+            if "/" not in name and (access.relative or name in words):
+                looked[name] = None
     names = [name for name in looked if not name.startswith(".") and not os.path.lexists(f"/{name}")]
     if not names:
         return ()
@@ -71,15 +80,15 @@ def _absent(access: Access, spec: Spec) -> tuple[str, str]:
 
 
 def _closed(access: Access, _spec: Spec) -> tuple[str, str]:
-    """What the host has, and the caller may not read; a directory on the way to it where that is closed."""
+    """What the host has, and refuses the caller; a directory on the way to it where that is closed."""
     if access.operation not in _NEEDING:
         return "", ""
     steps = os.path.normpath(access.path).split("/")
     for count in range(2, len(steps) + 1):
         path = "/".join(steps[:count])
-        wanted = os.R_OK if count == len(steps) and access.operation == "read" else os.X_OK
-        if os.path.lexists(path) and not os.access(path, wanted):
-            return path, f"on this host you may not read `{escape(path)}`"
+        wanted, verb = _ASKED.get(access.operation, (os.F_OK, "")) if count == len(steps) else (os.X_OK, "read")
+        if wanted and os.path.lexists(path) and not os.access(path, wanted):
+            return path, f"on this host you may not {verb} `{escape(path)}`"
     return "", ""
 
 

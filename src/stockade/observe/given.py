@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,15 @@ from .view import View
 
 __all__ = ["given_ports", "given_sockets"]
 
+_HINTS = {
+    errno.EADDRINUSE: "see `listen` in `[network]`: two entries may clash",
+    errno.EAFNOSUPPORT: "see `listen` in `[network]`: this kernel lacks IPv6",
+}
 
-def given_ports(spec: Spec) -> frozenset[int]:
-    """Their ports, which are open before the service starts."""
-    return frozenset(parse_listen(text).port for text in spec.network.listen)
+
+def given_ports(spec: Spec) -> frozenset[tuple[str, int]]:
+    """Protocol and port of each, which is open before the service starts."""
+    return frozenset((wanted.protocol, wanted.port) for wanted in map(parse_listen, spec.network.listen))
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def given_sockets(spec: Spec, view: View) -> Iterator[tuple[int, ...]]:
             except OSError as error:
                 raise HostError(
                     f"cannot listen on `{text}` where the exercises run: {error.strerror}",
-                    hint="see `listen` in `[network]`: two entries may clash, or this kernel lacks IPv6",
+                    hint=_HINTS.get(error.errno or 0),
                 ) from error
         yield tuple(opened)
     finally:

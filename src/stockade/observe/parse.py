@@ -74,6 +74,7 @@ class _State:
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        relative: bool = False,
     ) -> None:
         if operation in _LOOKING:
             key = pid, operation, path, error
@@ -83,7 +84,7 @@ class _State:
         self.accesses.append(
             Access(
                 path=path, operation=operation, error=error, pid=pid, order=len(self.accesses),
-                mode=mode, uid=uid, gid=gid,
+                mode=mode, uid=uid, gid=gid, relative=relative,
             )
         )  # fmt: skip
 
@@ -183,6 +184,11 @@ def parse(
     )
 
 
+def _relative(text: str, number: str = "AT_FDCWD") -> bool:
+    """Whether a path argument is relative to the working directory."""
+    return number == "AT_FDCWD" and not text.startswith("/")
+
+
 def _paths(state: _State, pid: int, place: _Place, name: str, entry: tuple[Call, re.Pattern[str]], rest: str) -> None:
     call, pattern = entry
     if ', "",' in rest and "AT_EMPTY_PATH" in rest:
@@ -192,6 +198,7 @@ def _paths(state: _State, pid: int, place: _Place, name: str, entry: tuple[Call,
         return
     error = result[1]
     found: list[str | None] = []
+    relative = set[int]()
     groups = iter(match.groups())
     for kind in call.layout:
         if kind == "_":
@@ -204,6 +211,7 @@ def _paths(state: _State, pid: int, place: _Place, name: str, entry: tuple[Call,
             found.append(state.inside(unescape(path)) if named else None)
             continue
         directory: str | None = place.cwd
+        number = "AT_FDCWD"
         if kind == "d":
             number = next(groups)
             directory = state.directory(place, number, next(groups))
@@ -211,6 +219,8 @@ def _paths(state: _State, pid: int, place: _Place, name: str, entry: tuple[Call,
         if text is None or (text == "" and kind == "d") or (directory is None and not text.startswith("/")):
             found.append(None)
         else:
+            if _relative(text, number):
+                relative.add(len(found))
             found.append(state.absolute(place, text, directory))
     mode = uid = gid = None
     if name in PERMISSIONS and (numbers := MODE.match(rest, match.end())):
@@ -220,9 +230,9 @@ def _paths(state: _State, pid: int, place: _Place, name: str, entry: tuple[Call,
         if not error:
             state.ids["uid"].update({uid} - {-1})
             state.ids["gid"].update({gid} - {-1})
-    for number, (operation, path) in enumerate(zip(call.operations, found, strict=True)):
-        if operation is not None and path is not None and not (error and number in call.on_success):
-            state.add(pid, operation, path, error, mode=mode, uid=uid, gid=gid)
+    for index, (operation, path) in enumerate(zip(call.operations, found, strict=True)):
+        if operation is not None and path is not None and not (error and index in call.on_success):
+            state.add(pid, operation, path, error, mode=mode, uid=uid, gid=gid, relative=index in relative)
     if not error and found[0] is not None:
         if name == "chdir":
             place.cwd = found[0]
@@ -255,7 +265,7 @@ def _open(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
         operation = "truncate"
     elif "O_WRONLY" in flags or "O_RDWR" in flags:
         operation = "write"
-    state.add(pid, operation, path, result[1], mode=mode)
+    state.add(pid, operation, path, result[1], mode=mode, relative=_relative(text, *directory[:1]))
 
 
 def _queue(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
@@ -284,7 +294,7 @@ def _exec(state: _State, pid: int, place: _Place, name: str, rest: str) -> None:
         path = state.absolute(place, text, above)
     if path is None:
         return
-    state.add(pid, "exec", path, result[1])
+    state.add(pid, "exec", path, result[1], relative=bool(text) and _relative(text, *directory[:1]))
     if not result[1]:
         start = rest.find("[", match.end())
         arguments = tuple(unescape(item[1]) for item in STRINGS.finditer(rest, start, end)) if start > 0 else ()

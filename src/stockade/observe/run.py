@@ -301,7 +301,7 @@ def _exercise_error(spec: Spec, exercise: Exercise, result: ExerciseResult, prob
         died = f"; {error.message}"
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()
     hint = f"it said: {said[-1]}" if said else "it said nothing; try it by hand while the service runs"
-    if not conditions(spec.service.ready) and exercise.where == "client":
+    if not conditions(ready_beside(spec.service.ready, given_ports(spec))) and exercise.where == "client":
         hint += "; if it came too early, set `ready` in `[service]`"
     return ExerciseError(
         f"exercise `{title(exercise)}` does not work outside a jail either: {result.reason}{died}",

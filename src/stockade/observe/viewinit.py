@@ -53,7 +53,6 @@ from .viewtree import ROOT_LINK, TRACE_DIRECTORY, Tree
 
 __all__ = ["main"]
 
-_FIRST_FREE = 256
 _PRIORITY = re.compile(rb"^<[0-9]{1,3}>")
 
 
@@ -325,16 +324,15 @@ def _process(name: str) -> Message | None:
     }
 
 
-def _out_of_the_way(descriptor: int) -> int:
-    """A copy whose number no descriptor gets that is passed on."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-
-
 def _become(request: dict[str, Any], standard: list[int], sockets: list[int], status: int, gate: int) -> NoReturn:
     """In the child: take on everything that `request` says and execute its program."""
     step = "start"
     try:
-        status, gate, *sockets = (_out_of_the_way(descriptor) for descriptor in (status, gate, *sockets))
+        # Beyond the numbers that are passed on, and no higher: the limit of open files may be low.
+        first_free = FIRST_GIVEN + len(sockets)
+        status, gate, *sockets = (
+            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, first_free) for descriptor in (status, gate, *sockets)
+        )
         environment = dict(request["environment"])
         if sockets:
             environment["LISTEN_PID"] = str(os.getpid())

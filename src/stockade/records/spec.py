@@ -203,10 +203,15 @@ class Spec(_Record, frozen=True, kw_only=True):
     timezone: bool = True             # the host's time zone
 
 
-def ready_beside(ready: Ready, ports: frozenset[int]) -> Ready:
-    """`ready` without the conditions on `ports`, which are open before the service starts and tell nothing of it."""
+def ready_beside(ready: Ready, given: frozenset[tuple[str, int]]) -> Ready:
+    """`ready` without the conditions on sockets that are open before the service starts and tell nothing of it.
+
+    `given` has the protocol, "tcp" or "udp", and the port of each.
+    """
     return msgspec.structs.replace(
-        ready, tcp=None if ready.tcp in ports else ready.tcp, udp=None if ready.udp in ports else ready.udp
+        ready,
+        tcp=None if ("tcp", ready.tcp) in given else ready.tcp,
+        udp=None if ("udp", ready.udp) in given else ready.udp,
     )
 
 

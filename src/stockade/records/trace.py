@@ -28,14 +28,15 @@ Operation = Literal[
 ]
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
+class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that a process did to one path.
 
     `path` is absolute, as seen from the observed root (a chroot of the service's own is already
     undone), not normalised through symlinks. `error` is an errno name ("ENOENT") or "" when the
     call succeeded. `order` counts accesses of the whole run: a lower one came first as far as the
     tracer can tell. `mode` is the permission argument of create, mkdir, mknod and chmod, None for a name that link,
-    symlink or rename made; `uid` and `gid` are those of a chown, -1 where unchanged.
+    symlink or rename made; `uid` and `gid` are those of a chown, -1 where unchanged. `relative`: the process named it
+    from its working directory.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    relative: bool = False
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from stockade.records.text import escape
 __all__ = ["derive", "exercise_command", "new"]
 
 _WORD = re.compile(r"[\w./+@%,~-]+")
+_HERE = (".", "..")  # within a text these are a shell's command or an operator
 _SHELL = re.compile(r"[|&;<>()$`*?\[\]{}~\n]|^\w+=")
 
 
@@ -145,7 +146,8 @@ def derive(recipe: str, name: str, exercises: Sequence[Sequence[str]] = ()) -> s
 def _directory(words: Sequence[str]) -> str:
     """The working directory, where one of `words`, what follows its `=` or a word in it is a path in it; "" else."""
     for word in words:
-        for path in (word, word.partition("=")[2], *_WORD.findall(word)):
+        within = (found for found in _WORD.findall(word) if found not in _HERE)
+        for path in (word, word.partition("=")[2], *within):
             if path and not os.path.isabs(path) and "\0" not in path and os.path.lexists(path):
                 directory = os.getcwd()
                 return "" if directory == "/" else escape(directory)

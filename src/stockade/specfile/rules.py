@@ -135,7 +135,7 @@ def _network(spec: Spec) -> Iterator[Problem]:
                 ("network", name), f'`{name}` in `[network]` needs `mode = "private"`, not `"{mode}"`',
                 'set `mode = "private"`',
             )  # fmt: skip
-    ready = ready_beside(spec.service.ready, _given_ports(spec))
+    ready = ready_beside(spec.service.ready, _given(spec))
     for port in (ready.tcp, ready.udp):
         if mode == "host" and port is not None and port < _PRIVILEGED_BELOW:
             yield Problem(
@@ -146,12 +146,13 @@ def _network(spec: Spec) -> Iterator[Problem]:
             )  # fmt: skip
 
 
-def _given_ports(spec: Spec) -> frozenset[int]:
-    """Ports of the sockets that the service is given, of those that can be read."""
+def _given(spec: Spec) -> frozenset[tuple[str, int]]:
+    """Protocol and port of each socket that the service is given, of those that can be read."""
     found = set()
     for text in spec.network.listen:
         with suppress(ValueError):
-            found.add(publish.parse_listen(text).port)
+            port = publish.parse_listen(text)
+            found.add((port.protocol, port.port))
     return frozenset(found)
 
 
