@@ -22,19 +22,19 @@ class Home:
             "STOCKADE_HOME": str(directory),
         }
         self.command = [sys.executable, "-m", "stockade"]
-        (directory / "config").mkdir(exist_ok=True)
+        (directory / "config").mkdir(parents=True, exist_ok=True)
 
     def run(self, *words: str) -> Done:
         """Run `stockade WORDS` to its end."""
         return subprocess.run(
             [*self.command, *words], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=60, check=False,
+            errors="surrogateescape", timeout=120, check=False,
         )  # fmt: skip
 
     def good(self, *words: str) -> Done:
         """`stockade WORDS`, which must succeed."""
         done = self.run(*words)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def write(self, name: str, text: str) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+import clihome
+
 PYTHON = "/usr/bin/python3"
 
 #: Everything that the snippets import; `call` makes a system call by its number on x86_64.
@@ -35,46 +33,22 @@ def spec(name: str, code: str = "", *lines: str) -> str:
     return "\n".join([f'name = "{name}"', "[service]", f"command = {json.dumps(python(code))}", *lines, ""])
 
 
-class Home:
-    """The command line with everything that it keeps in one directory."""
+class Home(clihome.Home):
+    """A home, and jails in it whose report is what counts."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(directory),
-            "LC_ALL": "C.UTF-8",
-            "PYTHONPATH": str(SOURCE),
-            "STOCKADE_HOME": str(directory),
-        }
-        (directory / "config").mkdir(parents=True, exist_ok=True)
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `stockade WORDS` to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "stockade", *words], env=self.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, errors="surrogateescape", timeout=120, check=False,
-        )  # fmt: skip
-
-    def good(self, *words: str) -> str:
+    def output(self, *words: str) -> str:
         """Standard output of `stockade WORDS`, which must succeed."""
-        done = self.run(*words)
-        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return self.good(*words).stdout
 
     def build(self, name: str, text: str) -> dict[str, Any]:
         """Write the spec `name`, build it, and return the report."""
         self.write(name, text)
-        report: dict[str, Any] = json.loads(self.good("build", name, "--json"))
+        report: dict[str, Any] = json.loads(self.output("build", name, "--json"))
         return report
-
-    def write(self, name: str, text: str) -> None:
-        """Write the spec `name`."""
-        (self.directory / "config" / f"{name}.toml").write_text(text)
 
     def why(self, name: str, command: Sequence[str]) -> dict[str, Any]:
         """The report of `stockade why`."""
-        report: dict[str, Any] = json.loads(self.good("why", name, "--json", "--", *command))
+        report: dict[str, Any] = json.loads(self.output("why", name, "--json", "--", *command))
         return report
 
 

@@ -59,7 +59,7 @@ def test_accounts_that_are_looked_up_only_are_kept_and_no_others(home: Home) -> 
 def test_a_directory_that_a_service_insists_on_making_is_not_made_for_it(home: Home) -> None:
     report = home.build("missed", spec("missed", "os.mkdir('/run/own'); os.mkdir('/run/own/deep'); print('made')"))
     assert [made["added"] for made in report["rounds"]] == [[]]
-    assert [home.good("run", "missed") for _ in range(2)] == ["made\n"] * 2
+    assert [home.output("run", "missed") for _ in range(2)] == ["made\n"] * 2
 
 
 def test_a_client_reaches_a_unix_socket_of_the_jail_at_its_own_path(home: Home) -> None:

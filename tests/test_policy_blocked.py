@@ -135,7 +135,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(tmp_path_factory.mktemp("home"))
     home.build("box", BOX + NO_CAPABILITY)
     yield home
-    home.good("rm", "--force", "box")
+    home.output("rm", "--force", "box")
 
 
 @pytest.mark.parametrize("case", CURABLE)
@@ -160,7 +160,7 @@ def test_pasted_lines_make_it_work(case: str, home: Home, tmp_path: Path) -> Non
     changed = given.toml if "capabilities" in given.toml else f"{given.toml}\n\n{NO_CAPABILITY}"
     other.build("box", f"{BOX}\n{changed}\n")
     assert home.run("run", "box", "--", *python(given.code)).returncode == 1
-    assert other.good("run", "box", "--", *python(given.code + "\nprint('works')")) == "works\n"
+    assert other.output("run", "box", "--", *python(given.code + "\nprint('works')")) == "works\n"
 
 
 @pytest.mark.parametrize("case", FINAL)
@@ -203,7 +203,7 @@ def test_a_file_that_nobody_may_write_is_named_with_both_of_its_lines(home: Home
     # The spec has modes already: a line has all of them, so that it takes the place of the old one.
     text = "\n".join(line for line in text.splitlines() if line != 'modes = { "/srv/kept" = "0400" }')
     other.build("box", f'{text}\n[directories]\n"/etc" = {{ owner = "root", kind = "volume" }}\n{NO_CAPABILITY}')
-    other.good("run", "box", "--", *command)
+    other.output("run", "box", "--", *command)
 
 
 def test_a_way_out_that_is_not_there_is_named_with_its_lines(home: Home) -> None:
@@ -228,7 +228,7 @@ def test_a_right_that_was_only_asked_for_is_told_and_not_offered(tmp_path: Path)
     assert (report["works"], refusal["what"], refusal["error"]) == (True, "stat `/etc/passwd`", "EACCES")
     assert (report["toml"], refusal["never"], refusal["lines"]) == ("", False, [])
     assert "a right (access(2)) that its mode 0444 does not give `nobody`" in refusal["reason"]
-    home.good("rm", "--force", "box")
+    home.output("rm", "--force", "box")
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home.build("none", spec("none", "", NO_CAPABILITY, *rest))
     home.build("user", spec("user", "", 'user = "nobody"', *rest))
     yield home
-    home.good("rm", "--force", "all", "none", "user")
+    home.output("rm", "--force", "all", "none", "user")
 
 
 NAMES = {
@@ -298,7 +298,7 @@ def test_asking_why_leaves_the_jail_as_it_was(home: Home) -> None:
     home.why("box", python("os.setuid(open('/etc/app.conf', 'w').fileno())"))
     assert sorted((home.directory / "state" / "jails" / "box").rglob("*")) == kept
     assert [(path, path.lstat().st_mtime_ns) for path, _ in times] == times
-    assert home.good("ps", "--json").count('"instance"') == 0
+    assert home.output("ps", "--json").count('"instance"') == 0
 
 
 HOST_ONLY = (
@@ -342,6 +342,6 @@ def test_capabilities_said_to_be_of_the_host_allow_nothing_in_a_jail(home: Home)
     """With every one of them given and no filter, the kernel still refuses: a jail's are of its own user namespace."""
     text = spec("host", "", "[policy]", f"capabilities = {json.dumps(HOST_ONLY)}", 'syscalls = { preset = "none" }')
     home.build("host", text)
-    attempts = json.loads(home.good("run", "host", "--", *python(ATTEMPTS.replace("/srv/kept", "/etc/passwd"))))
-    home.good("rm", "--force", "host")
+    attempts = json.loads(home.output("run", "host", "--", *python(ATTEMPTS.replace("/srv/kept", "/etc/passwd"))))
+    home.output("rm", "--force", "host")
     assert {name: error for name, error in attempts.items() if error not in ("EPERM", "EACCES", "ENOMEM")} == {}

@@ -244,7 +244,7 @@ def test_proposal_has_preset_ports_and_written_directories(home: Home) -> None:
 def test_proposal_is_a_spec_in_which_everything_works(home: Home) -> None:
     words = ("open('/var/lib/misc/state', 'w').write('a')", "os.setpriority(0, 0, 5)", "socket.socket(16, 3).close()")
     home.build("server", server(*words))
-    toml = home.good("explain", "server", "--policy")
+    toml = home.output("explain", "server", "--policy")
     report = home.build("server", server(*words, policy=toml))
     assert report["proposal"]["lines"] == []
     assert all(exercise["passed"] for exercise in report["exercises"])
@@ -265,7 +265,7 @@ def test_calls_of_an_exercise_inside_count_too(home: Home) -> None:
 
 def test_jail_that_was_not_tried_has_no_proposal(home: Home) -> None:
     home.write("server", server("os.getpid()"))
-    home.good("build", "server", "--no-verify")
+    home.output("build", "server", "--no-verify")
     done = home.run("explain", "server", "--policy")
     assert done.returncode == 1
     assert done.stderr.startswith("error: jail `server` was built without being tried")

@@ -84,7 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(tmp_path_factory.mktemp("home"))
     home.build("limited", LIMITED)
     yield home
-    home.good("rm", "--force", "limited")
+    home.output("rm", "--force", "limited")
 
 
 @pytest.mark.parametrize("case", REACHED)
@@ -154,9 +154,9 @@ def test_service_that_has_to_be_killed_at_its_stop_is_not_said_to_want_memory(tm
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\nsignal.pause()"
     text = spec("stubborn", code, 'ready = { log = "up" }', "stop_timeout_s = 0.5", "[limits]", 'memory = "48M"')
     home.build("stubborn", text)
-    report = json.loads(home.good("why", "stubborn", "--json"))
+    report = json.loads(home.output("why", "stubborn", "--json"))
     assert (report["works"], report["refusals"]) == (True, [])
-    home.good("rm", "--force", "stubborn")
+    home.output("rm", "--force", "stubborn")
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the machine code is x86_64's")
@@ -189,4 +189,4 @@ def test_abstract_socket_of_the_host_that_landlock_keeps_away_is_named_with_its_
         assert report["toml"] == "[policy]\nlandlock = false"
         home.build("outward", f"{text}landlock = false\n")
         assert "TimeoutError" in home.run("run", "outward", "--", *code).stderr  # connected: nobody says anything
-    home.good("rm", "--force", "outward")
+    home.output("rm", "--force", "outward")

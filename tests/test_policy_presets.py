@@ -76,9 +76,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     found = {}
     for preset in (*ORDER, "none"):
         home.build("p", spec("p", "", "[policy]", "capabilities = []", f'syscalls = {{ preset = "{preset}" }}'))
-        found[preset] = json.loads(home.good("run", "p", "--", *python(CODE), attempts))
+        found[preset] = json.loads(home.output("run", "p", "--", *python(CODE), attempts))
     yield found
-    home.good("rm", "--force", "p")
+    home.output("rm", "--force", "p")
 
 
 @pytest.mark.parametrize("preset", ORDER)
@@ -105,7 +105,7 @@ def test_add_and_remove_are_in_force_in_the_jail(tmp_path: Path) -> None:
         "get_mempolicy": "call(239, 0, 0, 0, 0, 0)", "generic": "socket.socket(16, 3, 16)",
         "semget": "call(64, 0, 1, 0o600)", "inet6": "socket.socket(10, 1)", "sock_diag": "socket.socket(16, 3, 4)",
     }  # fmt: skip
-    found = json.loads(home.good("run", "p", "--", *python(CODE), json.dumps(attempts)))
+    found = json.loads(home.output("run", "p", "--", *python(CODE), json.dumps(attempts)))
     assert found == {
         "get_mempolicy": "", "generic": "", "semget": "EPERM", "inet6": "EAFNOSUPPORT", "sock_diag": "EPROTONOSUPPORT",
     }  # fmt: skip
